@@ -1,0 +1,1 @@
+"""The agent, the same in every appliance. It knows no role: see roles.py."""

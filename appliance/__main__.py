@@ -1,0 +1,53 @@
+"""Start the agent: settings, role, host, engine, watch, server. `python -m appliance`."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from appliance import roles, settings
+from appliance.api import create_app
+from appliance.engine import Engine
+from appliance.host import LinuxHost
+from appliance.log import Log
+from appliance.metrics import Metrics
+from appliance.server import serve
+from appliance.store import Store
+from appliance.units import SupervisorRunner, SystemdRunner
+from appliance.watch import Watch
+
+
+def main() -> int:
+    log, metrics = Log(), Metrics()
+    try:
+        facts = settings.load()
+        role = roles.load(facts.role)
+    except (settings.SettingsError, LookupError) as error:
+        log.error("settings", error=str(error))
+        return 2
+    run_dir = Path(facts.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    runner = SystemdRunner() if facts.runner == "systemd" else SupervisorRunner(run_dir / "supervisor.sock")
+    store = Store(Path(facts.state_dir) / "store")
+    engine = Engine(role, LinuxHost(facts, runner, metrics), store, facts, log, metrics)
+    engine.start()
+    watch = Watch(engine, log, facts.watch_seconds)
+    watch.start()
+    server = serve(create_app(engine, metrics), Path(facts.socket))
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    gc.collect()
+    gc.freeze()  # what was imported lives as long as the agent: the collector need not walk it
+    log.info("ready", generation=engine.current.number, role=facts.role, name=facts.name)
+    server.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The agent's API as a Flask app: thin. Every answer is JSON but the metrics'; see docs/design.md 4."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flask import Flask, Response, request
+
+from appliance.diagnostics import DiagnosticsError, diagnose
+from appliance.document import DocumentError
+from appliance.engine import Answer, Engine
+from appliance.metrics import Metrics, resident
+from appliance.plan import diff, lines
+from appliance.version import VERSION
+
+
+def create_app(engine: Engine, metrics: Metrics) -> Flask:
+    """The app over one engine. `environ["narthex.connection"]` names the connection that a request came by."""
+    app = Flask("narthex", static_folder=None)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+
+    def connection() -> str:
+        return str(request.environ.get("narthex.connection", ""))
+
+    @app.put("/v1/config")
+    def put_config() -> Response:
+        return _json(engine.put(request.get_data(cache=False), connection()))
+
+    @app.patch("/v1/config")
+    def patch_config() -> Response:
+        return _json(engine.patch(request.get_data(cache=False), connection()))
+
+    @app.get("/v1/config")
+    def get_config() -> Response:
+        number = engine.current.number
+        return Response(engine.document(number) if engine.current.config else b"null", mimetype="application/json")
+
+    @app.post("/v1/plan")
+    def post_plan() -> Response:
+        return _json(engine.plan(request.get_data(cache=False)))
+
+    @app.post("/v1/config/<int:number>/confirm")
+    def confirm(number: int) -> Response:
+        return _json(engine.confirm(number, connection()))
+
+    @app.post("/v1/rollback/<int:number>")
+    def rollback(number: int) -> Response:
+        return _json(engine.rollback(number, connection()))
+
+    @app.get("/v1/state")
+    def state() -> Response:
+        return _json(Answer(200, _state(engine, request.args.get("view", ""))))
+
+    @app.get("/v1/generations")
+    def generations() -> Response:
+        with engine.lock:
+            records = [_record(engine, n) for n in sorted(engine.store.records)]
+        return _json(Answer(200, {"current": engine.current.number, "generations": records}))
+
+    @app.get("/v1/generations/<int:number>")
+    def generation(number: int) -> Response:
+        return _json(_generation(engine, number, request.args.get("against", type=int)))
+
+    @app.get("/v1/trace")
+    def trace() -> Response:
+        return _json(engine.trace(request.args.to_dict()))
+
+    @app.get("/v1/health")
+    def health() -> Response:
+        told = _health(engine)
+        return _json(Answer(200 if told["healthy"] else 503, told))
+
+    @app.get("/v1/usage")
+    def usage() -> Response:
+        return _json(Answer(200, {"resident_bytes": resident(), "links": engine.host.counters()}))
+
+    @app.get("/v1/version")
+    def version() -> Response:
+        return _json(Answer(200, {"narthex": VERSION, "document": 1, "role": engine.settings.role}))
+
+    @app.post("/v1/diagnostics")
+    def diagnostics() -> Response:
+        try:
+            return _json(Answer(200, diagnose(engine.host, request.get_json(force=True, silent=True))))
+        except DiagnosticsError as error:
+            return _json(Answer(422, {"error": str(error)}))
+
+    @app.get("/metrics")
+    def text() -> Response:
+        metrics.set("narthex_converged", 0 if engine.broken else 1)
+        metrics.set("narthex_awaiting_confirmation", 1 if engine.awaiting else 0)
+        return Response(metrics.text(), mimetype="text/plain; version=0.0.4")
+
+    @app.errorhandler(404)
+    @app.errorhandler(405)
+    @app.errorhandler(413)
+    def unknown(error: Any) -> Response:
+        return _json(Answer(error.code, {"error": f"{request.method} {request.path}: {error.name.lower()}"}))
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> Response:
+        engine.log.error("request", path=request.path, error=f"{type(error).__name__}: {error}")
+        return _json(Answer(500, {"error": f"{type(error).__name__}: {error}", "result": "see the agent's log"}))
+
+    return app
+
+
+def _json(answer: Answer) -> Response:
+    return Response(json.dumps(answer.body, default=str) + "\n", answer.status, mimetype="application/json")
+
+
+def _state(engine: Engine, view: str) -> dict[str, Any]:
+    with engine.lock:
+        current, waiting = engine.current, engine.awaiting
+        told: dict[str, Any] = {
+            "name": engine.settings.name,
+            "role": engine.settings.role,
+            "generation": current.number,
+            "digest": current.digest,
+            "converged": not engine.broken,
+            "broken": engine.broken,
+            "awaiting": {"generation": waiting.generation.number, "deadline": waiting.deadline} if waiting else None,
+            "drift": [_drift(d) for d in engine.drifts[-10:]],
+        }
+        if view == "machine":
+            told["lines"] = list(lines(current.state))
+        elif view == "document" and current.config is not None:
+            told["document"] = json.loads(engine.document(current.number))
+        return told
+
+
+def _drift(drift: Any) -> dict[str, Any]:
+    return {"at": drift.at, "reason": drift.reason, "healed": drift.healed, "by": drift.by, "steps": drift.steps[:20]}
+
+
+def _record(engine: Engine, number: int) -> dict[str, Any]:
+    r = engine.store.records[number]
+    return {
+        "generation": r.generation, "at": r.at, "kind": r.kind, "status": r.status, "why": r.why,
+        "steps": len(r.plan), "milliseconds": round(sum(r.timings.values()), 1), "digest": r.digest,
+    }  # fmt: skip
+
+
+def _generation(engine: Engine, number: int, against: int | None) -> Answer:
+    with engine.lock:
+        if number not in engine.store.records:
+            return Answer(404, {"error": f"generation {number} is not kept", "current": engine.current.number})
+        told = _record(engine, number)
+        record = engine.store.records[number]
+        told["plan"], told["timings"] = record.plan, record.timings
+        try:
+            if against is not None:
+                told["against"] = against
+                told["diff"] = diff(engine.state_of(against), engine.state_of(number))
+            else:
+                told["document"] = json.loads(engine.document(number))
+        except (KeyError, DocumentError, OSError) as error:
+            return Answer(404, {"error": f"generation {error} is not kept", "current": engine.current.number})
+        return Answer(200, told)
+
+
+def _health(engine: Engine) -> dict[str, Any]:
+    with engine.lock:
+        recent = [d for d in engine.drifts if not d.healed]
+        return {
+            "healthy": not engine.broken,
+            "generation": engine.current.number,
+            "broken": engine.broken,
+            "awaiting": engine.awaiting is not None,
+            "drift": {"healed": len(engine.drifts) - len(recent), "reported": len(recent)},
+        }

@@ -1,0 +1,635 @@
+"""The transaction: check, journal, commit, verify, confirm or undo. The same for every role, and it knows none.
+
+    decode -> checks -> generation guard -> compile -> plan -> dry checks -> journal -> commit -> verify -> confirm -> keep
+
+One push at a time. Whatever fails, the machine is the generation before or the one pushed: an undo is the same commit
+with the previous State as its end. Verification is a second plan that must be empty.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Generic, TypeVar
+
+from pydantic_core import to_json
+
+from appliance.changes import Applied, apply_operations
+from appliance.closed import closed
+from appliance.document import Change, Document, DocumentError, Envelope, Model, parse, validate, validate_json
+from appliance.host import CheckError, Host, HostError
+from appliance.log import Log
+from appliance.metrics import Metrics
+from appliance.plan import Step, diff, digest, outline, plan
+from appliance.roles import Role
+from appliance.settings import Settings
+from appliance.state import Facts, Problem, Ruleset, State
+from appliance.store import Record, Store, StoreError
+
+SECONDS_TO_CONFIRM = 60  # where the plan demands a confirmation and the document names no time
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP status and the JSON that goes with it."""
+
+    status: int
+    body: Mapping[str, Any]
+
+
+class Refused(Exception):
+    """A push that is answered without touching the machine."""
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        self.answer = Answer(status, body)
+        super().__init__(str(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the machine is: the number, the config it came from (None: no document yet) and its State."""
+
+    number: int
+    digest: str
+    config: Model | None
+    state: State
+    record: Record | None = None
+
+
+@dataclass(slots=True)
+class Drift:
+    """A difference between the machine and its generation that nobody pushed."""
+
+    at: float
+    steps: list[Mapping[str, Any]]
+    reason: str
+    healed: bool
+    by: str = ""
+
+
+@dataclass(slots=True)
+class Awaiting:
+    """A generation that waits for its confirmation; `previous` comes back when it doesn't come."""
+
+    generation: Generation
+    previous: Generation
+    deadline: float
+    since: float
+    connection: str
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Pushed(Generic[T]):
+    """A decoded push on its way through the transaction."""
+
+    kind: str
+    number: int
+    config: T
+    digest: str
+    state: State
+    confirm: int | None
+    demanded_plan: str | None
+    document: bytes | None = None
+    operations: list[Any] = field(default_factory=list)
+    connection: str = ""
+
+
+class Engine:
+    """Makes the machine equal to documents. Thread-safe: every public method takes the one lock."""
+
+    def __init__(self, role: Role, host: Host, store: Store, settings: Settings, log: Log, metrics: Metrics) -> None:
+        self.role, self.host, self.store, self.settings = role, host, store, settings
+        self.log, self.metrics = log, metrics
+        self.lock = threading.RLock()
+        self.drifts: list[Drift] = []
+        self.broken = ""  # why the machine is not its generation, when an undo or a heal failed
+        self.awaiting: Awaiting | None = None
+        self._facts = host.facts()
+        self.current = Generation(0, "", None, closed(self._facts))
+        self._timings: dict[str, float] = {}
+
+    # --- start
+
+    def start(self) -> None:
+        """Make the machine its last kept generation, whatever a crash left; closed where there is none.
+
+        A kept document that this agent cannot make any more leaves the machine closed and says so in `broken`.
+        """
+        with self.lock:
+            left = self.store.open_ended()
+            head = self.store.head()
+            for record in left:
+                self._note(record, status="undone", why="the agent stopped before it was kept; undone at start")
+            others = [s for s in (self._recompiled(r.generation) for r in left) if s]
+            if head is not None:
+                try:
+                    self.current = self._load(head.generation)
+                except (DocumentError, KeyError, OSError) as error:
+                    self.broken = f"generation {head.generation} cannot be made: {error}"
+                    self.log.error("start", generation=head.generation, error=str(error))
+            self._converge(self.current.state, others, "start")
+
+    def _recompiled(self, generation: int) -> State | None:
+        """The State that a crashed push was making: it names the files and units that may be left over."""
+        try:
+            return self._load(generation).state
+        except (DocumentError, KeyError, OSError):
+            return None
+
+    def _load(self, number: int) -> Generation:
+        """Generation `number` from the disk. Raises KeyError, OSError or DocumentError."""
+        body, changes = self.store.way_to(number)
+        config = self._decode(body).config
+        for operations in changes:
+            config = apply_operations(config, validate(Change, {**_CHANGE, "operations": operations}).operations).config
+        record = self.store.records[number]
+        self._facts = self.host.facts()
+        return Generation(number, record.digest, config, self.role.compile(config, self._facts), record)
+
+    def _converge(self, state: State, others: list[State], reason: str) -> tuple[Step, ...]:
+        """Observe the whole machine and make it `state`. Returns the steps that it took."""
+        observed = self.host.observe(state, others)
+        steps = plan(observed, state)
+        try:
+            for step in steps:
+                self.host.commit(step)
+            rest = tuple(s for s in plan(self.host.observe(state, []), state) if s.kind != "flows")
+        except HostError as error:
+            self.broken = f"{reason}: {error}"
+            self.log.error(reason, error=str(error))
+            return steps
+        if rest:
+            self.broken = f"{reason}: still not as it should be: {', '.join(map(str, rest[:5]))}"
+            self.log.error(reason, error=self.broken)
+        elif not self.broken.startswith("generation"):
+            self.broken = ""
+        self.host.remember(state)
+        return steps
+
+    # --- pushes
+
+    def put(self, body: bytes, connection: str = "") -> Answer:
+        """A whole document."""
+        return self._push(lambda: self._put(body, connection))
+
+    def patch(self, body: bytes, connection: str = "") -> Answer:
+        """Operations by object id against the generation they were made from."""
+        return self._push(lambda: self._patch(body, connection))
+
+    def rollback(self, number: int, connection: str = "") -> Answer:
+        """Any kept generation again, under a new number."""
+        return self._push(lambda: self._rollback(number, connection))
+
+    def plan(self, body: bytes) -> Answer:
+        """What a document (or a change) would do: nothing is touched."""
+        with self.lock:
+            try:
+                pushed = self._put(body, "") if "config" in parse(body) else self._patch(body, "")
+                steps = plan(self.current.state, pushed.state)
+                self._check(steps, pushed.state)
+            except Refused as refused:
+                return refused.answer
+            except DocumentError as error:
+                return _problems(error.problems)
+            return Answer(
+                200,
+                {
+                    "generation": pushed.number,
+                    "steps": outline(steps),
+                    "diff": diff(self.current.state, pushed.state),
+                    "units": [f"{s.verb} {s.name}" for s in steps if s.kind == "unit"],
+                    "flows": self.host.flows(steps),
+                    "confirm": self._demands(steps),
+                    "plan": digest(steps),
+                },
+            )
+
+    def _push(self, decode: Callable[[], Pushed[Any]]) -> Answer:
+        with self.lock:
+            self._timings = {}
+            started = self.host.monotonic()
+            try:
+                with self._timed("decode"):
+                    pushed = decode()
+                answer = self._transact(pushed)
+            except Refused as refused:
+                answer = refused.answer
+            except DocumentError as error:
+                answer = _problems(error.problems)
+            seconds = self.host.monotonic() - started
+            self.metrics.pushed(answer.status, seconds)
+            self.log.info(
+                "push",
+                generation=answer.body.get("generation", 0),
+                status=answer.status,
+                result=answer.body.get("result", ""),
+                ms=round(seconds * 1000, 1),
+            )
+            return answer
+
+    def _decode(self, body: bytes) -> Document[Any]:
+        """The document in `body`. Raises DocumentError."""
+        raw = parse(body)
+        if raw.get("role") != self.settings.role and isinstance(raw.get("role"), str):
+            raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {raw['role']}")])
+        return validate_json(Document[self.role.Config], to_json(raw), raw)  # type: ignore[name-defined]
+
+    def _put(self, body: bytes, connection: str) -> Pushed[Any]:
+        raw = parse(body)
+        number, current = raw.get("generation"), self.current
+        found = sha256(to_json(raw.get("config"))).hexdigest()
+        if isinstance(number, int) and found == current.digest and raw.get("role") == self.settings.role:
+            validate(Envelope, {k: v for k, v in raw.items() if k != "config"})
+            self._guard(number, same=True)
+            self._unchanged(number, found)
+        document = self._decode(body)
+        self._guard(document.generation)
+        if document.config == current.config:
+            self._unchanged(document.generation, found)
+        self._facts = self.host.facts()
+        with self._timed("checks"):
+            if problems := self.role.problems(document.config, self._facts):
+                raise DocumentError(_under("config", problems))
+        with self._timed("compile"):
+            state = self.role.compile(document.config, self._facts)
+        seconds = document.confirm.seconds if document.confirm else None
+        return Pushed(
+            "put", document.generation, document.config, found, state, seconds, document.plan, body, connection=connection
+        )
+
+    def _patch(self, body: bytes, connection: str) -> Pushed[Any]:
+        raw = parse(body)
+        change = validate(Change, raw)
+        if change.role != self.settings.role:
+            raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {change.role}")])
+        current = self.current
+        self._guard(change.generation)
+        if change.base != current.number:
+            words = f"made against generation {change.base}; the machine is {current.number}: read it and make the change anew"
+            raise Refused(409, {"error": words, "current": current.number})
+        if current.config is None:
+            raise Refused(409, {"error": "there is no document to change; push a whole one", "current": 0})
+        applied = apply_operations(current.config, change.operations)
+        with self._timed("checks"):
+            problems = self.role.revised_problems(applied.config, applied.touched)
+            if problems is None:
+                problems = self.role.problems(applied.config, self._facts)
+            if problems:
+                raise DocumentError(_under("config", problems))
+        operations = raw["operations"]
+        with self._timed("compile"):
+            state = self._revised(applied)
+        found = sha256((current.digest + "+").encode() + to_json(operations)).hexdigest()
+        seconds = change.confirm.seconds if change.confirm else None
+        pushed: Pushed[Any] = Pushed(
+            "patch", change.generation, applied.config, found, state, seconds, change.plan, None, operations, connection
+        )
+        if self.store.wants_whole():
+            pushed.document = self._whole(pushed.number, applied.config)
+        return pushed
+
+    def _revised(self, applied: Applied) -> State:
+        state = self.role.revise(self.current.state, applied.config, applied.touched, self._facts)
+        return state if state is not None else self.role.compile(applied.config, self._facts)
+
+    def _rollback(self, number: int, connection: str) -> Pushed[Any]:
+        record = self.store.records.get(number)
+        if record is None or record.status != "kept":
+            kept = sorted(g for g, r in self.store.records.items() if r.status == "kept")
+            words = f"generation {number} is not kept; those that are: {_spans(kept)}"
+            raise Refused(404, {"error": words, "current": self.current.number})
+        generation = self._load(number)
+        if problems := self.role.problems(generation.config, self._facts):
+            raise DocumentError(_under("config", problems))
+        new = self.store.last() + 1
+        return Pushed(
+            "rollback", new, generation.config, generation.digest, generation.state, None, None,
+            self._whole(new, generation.config), connection=connection,
+        )  # fmt: skip
+
+    def _whole(self, number: int, config: Any) -> bytes:
+        return to_json({"version": 1, "role": self.settings.role, "generation": number, "config": config})
+
+    def _guard(self, number: int, same: bool = False) -> None:
+        """Refuse what is older than what we have, and anything while a confirmation is awaited. Raises Refused."""
+        if self.awaiting and not (same and number == self.awaiting.generation.number):
+            words = f"generation {self.awaiting.generation.number} waits for its confirmation; confirm it or let it lapse"
+            raise Refused(409, {"error": words, "current": self.current.number})
+        last = max(self.current.number, self.store.last())
+        if number < last or (number == last and not same):
+            words = f"generation {number} is stale; the machine is at {last}: use {last + 1} or higher"
+            raise Refused(409, {"error": words, "current": self.current.number})
+
+    def _unchanged(self, number: int, found: str) -> None:
+        """Answer a document that is already so: remember its number, touch nothing. Always raises Refused."""
+        if self.awaiting:
+            raise Refused(202, self._waiting(0))
+        if number > self.current.number:
+            record = Record(number, self.host.now(), "same", found, base=self.current.number, status="kept")
+            try:
+                self.store.begin(record, None)
+            except StoreError as error:
+                raise Refused(500, {"error": str(error), "result": "nothing touched"}) from None
+            self.current = replace(self.current, number=number, digest=found, record=record)
+        raise Refused(200, {"generation": number, "result": "unchanged", "timings": self._timings})
+
+    # --- the transaction itself
+
+    def _transact(self, pushed: Pushed[Any]) -> Answer:
+        before = self.current
+        with self._timed("plan"):
+            steps = plan(before.state, pushed.state)
+        if pushed.demanded_plan is not None and digest(steps) != pushed.demanded_plan:
+            words = "the plan is not the one demanded any more; ask for it again"
+            raise Refused(412, {"error": words, "plan": digest(steps), "steps": outline(steps)})
+        with self._timed("check"):
+            self._check(steps, pushed.state)
+        seconds = pushed.confirm or (SECONDS_TO_CONFIRM if self._demands(steps) else 0)
+        kind: Any = pushed.kind
+        record = Record(
+            pushed.number, self.host.now(), kind, pushed.digest,
+            base=before.number, operations=pushed.operations, plan=outline(steps[:200]),
+        )  # fmt: skip
+        if pushed.document is not None:
+            record.base, record.operations = 0, []
+        try:
+            with self._timed("journal"):
+                self.store.begin(record, pushed.document)
+        except StoreError as error:
+            raise Refused(500, {"error": str(error), "result": "nothing touched"}) from None
+        after = Generation(pushed.number, pushed.digest, pushed.config, pushed.state, record)
+        failed = self._commit(steps) or self._verify(steps, pushed.state)
+        if failed and failed.get("refused"):
+            self._note(record, status="undone", why=str(failed["error"])[:2000])
+            told = [{"path": failed["step"], "message": failed["evidence"]}]
+            raise Refused(422, {"error": "the kernel refused it; nothing was touched", "problems": told})
+        if failed:
+            return self._undone(before, after, failed)
+        if seconds:
+            return self._await(before, after, seconds, pushed.connection, len(steps))
+        return self._kept(before, after, len(steps))
+
+    def _check(self, steps: tuple[Step, ...], state: State) -> None:
+        try:
+            self.host.check(steps, state)
+        except CheckError as error:
+            raise Refused(422, {"error": "a dry check refused it; nothing was touched", "problems": error.problems}) from None
+        except HostError as error:
+            raise Refused(500, {"error": str(error), "result": "nothing touched", "step": "check"}) from None
+
+    def _commit(self, steps: tuple[Step, ...]) -> dict[str, Any] | None:
+        """Take the steps. Returns the evidence where one fails."""
+        for step in steps:
+            with self._timed(step.kind):
+                try:
+                    self.host.commit(step)
+                except HostError as error:
+                    return {
+                        "step": str(step), "object": step.owner, "evidence": error.evidence, "error": str(error),
+                        "refused": error.refused and step is steps[0],
+                    }  # fmt: skip
+        return None
+
+    def _verify(self, steps: tuple[Step, ...], state: State) -> dict[str, Any] | None:
+        """Observe again what was touched; the second plan must be empty. Returns the evidence where it isn't."""
+        with self._timed("verify"):
+            try:
+                rest = [s for s in plan(self.host.look(steps, state), state) if s.kind != "flows"]
+            except HostError as error:
+                return {"step": "verify", "object": "", "evidence": error.evidence, "error": str(error)}
+        if not rest:
+            return None
+        names = sorted({s.owner for s in rest if s.owner})
+        return {
+            "step": "verify",
+            "object": names[0] if names else rest[0].name,
+            "evidence": outline(rest[:20]),
+            "error": f"did not converge: {', '.join(map(str, rest[:5]))}",
+        }
+
+    def _kept(self, before: Generation, after: Generation, taken: int) -> Answer:
+        record = after.record
+        assert record is not None
+        try:
+            with self._timed("keep"):
+                self.store.note(record, status="kept", deadline=0.0, timings=self._rounded())
+        except StoreError as error:
+            return self._undone(before, after, {"step": "keep", "object": "", "evidence": "", "error": str(error)})
+        self._adopt(after)
+        self.store.prune()
+        return Answer(
+            200,
+            {"generation": after.number, "result": "applied", "steps": taken, "timings": self._rounded()},
+        )
+
+    def _await(self, before: Generation, after: Generation, seconds: int, connection: str, taken: int) -> Answer:
+        record, deadline = after.record, self.host.now() + seconds
+        assert record is not None
+        try:
+            self.store.note(record, status="awaiting", deadline=deadline)
+        except StoreError as error:
+            return self._undone(before, after, {"step": "keep", "object": "", "evidence": "", "error": str(error)})
+        self._adopt(after)
+        self.awaiting = Awaiting(after, before, deadline, self.host.now(), connection)
+        return Answer(202, self._waiting(taken))
+
+    def _waiting(self, taken: int) -> Mapping[str, Any]:
+        assert self.awaiting is not None
+        seconds = round(self.awaiting.deadline - self.host.now(), 1)
+        return {
+            "generation": self.awaiting.generation.number,
+            "result": "applied, awaiting confirmation",
+            "confirm": {"seconds": seconds, "deadline": self.awaiting.deadline},
+            "steps": taken,
+            "timings": self._rounded(),
+        }
+
+    def _adopt(self, after: Generation) -> None:
+        self.current = after
+        self.broken = ""
+        self.host.remember(after.state)
+        self.metrics.generation(after.number)
+
+    def _undone(self, before: Generation, after: Generation, failed: Mapping[str, Any]) -> Answer:
+        """Make the machine `before` again and say why."""
+        broken = self._undo(before, after)
+        if after.record is not None:
+            self._note(after.record, status="undone", why=str(failed["error"])[:2000])
+        body = {
+            "error": failed["error"],
+            "result": "undone" if not broken else "undo failed",
+            "step": failed["step"],
+            "object": failed["object"],
+            "evidence": failed["evidence"],
+            "current": before.number,
+            "timings": self._rounded(),
+        }
+        if broken:
+            body["broken"] = broken
+        self.log.error("undone", generation=after.number, **{k: str(v)[:500] for k, v in failed.items()})
+        return Answer(500, body)
+
+    def _undo(self, before: Generation, after: Generation) -> str:
+        """Previous State, same code, from what is observed. Returns what is wrong where it cannot be reached."""
+        self.metrics.undone()
+        self.current = before
+        self.broken = ""
+        with self._timed("undo"):
+            try:
+                self._converge(before.state, [after.state], "undo")
+            except HostError as error:
+                self.broken = f"undo: {error}"
+        return self.broken
+
+    def _note(self, record: Record, **changes: Any) -> None:
+        """Note what became of a record where a full disk must not stop us: begun and not kept is undone anyway."""
+        try:
+            self.store.note(record, **changes)
+        except StoreError as error:
+            for key, value in changes.items():
+                setattr(record, key, value)
+            self.log.error("journal", error=str(error))
+
+    # --- confirm
+
+    def confirm(self, number: int, connection: str = "") -> Answer:
+        """Keep the generation that waits. It must come over another connection than the push."""
+        with self.lock:
+            waiting = self.awaiting
+            if waiting is None or waiting.generation.number != number:
+                if number == self.current.number and waiting is None:
+                    return Answer(200, {"generation": number, "result": "already confirmed"})
+                what = f"generation {waiting.generation.number} does" if waiting else "none does"
+                words = f"generation {number} does not wait for a confirmation; {what}"
+                return Answer(409, {"error": words, "current": self.current.number})
+            if self.host.now() >= waiting.deadline:
+                self.expire()
+                return Answer(409, {"error": f"too late: generation {number} was undone", "current": self.current.number})
+            if connection and connection == waiting.connection:
+                words = "confirm over a new connection: this one is the push's own, and proves nothing"
+                return Answer(403, {"error": words, "current": self.current.number})
+            self.awaiting = None
+            return self._kept(waiting.previous, waiting.generation, 0)
+
+    def expire(self) -> bool:
+        """Undo the generation that waits when its deadline has passed. Returns whether it was so."""
+        with self.lock:
+            waiting = self.awaiting
+            if waiting is None or self.host.now() < waiting.deadline:
+                return False
+            self.awaiting = None
+            evidence = self.host.probe(waiting.generation.state)
+            words = f"not confirmed within {round(waiting.deadline - waiting.since)} s"
+            self._undone(
+                waiting.previous,
+                waiting.generation,
+                {"step": "confirm", "object": "", "evidence": evidence, "error": words},
+            )
+            return True
+
+    def _demands(self, steps: tuple[Step, ...]) -> bool:
+        """Does the plan touch the manager's own way in?"""
+        control = next((f.name for f in self._facts.links.values() if f.mac == self._facts.control), "")
+        return any(_on_way_in(step, control) for step in steps)
+
+    # --- drift
+
+    def heal(self, reason: str, by: str = "") -> Drift | None:
+        """Observe the whole machine; heal or report what differs, by name. None where nothing does."""
+        with self.lock:
+            state = self.current.state
+            try:
+                steps = tuple(s for s in plan(self.host.observe(state, []), state) if s.kind != "flows")
+            except HostError as error:
+                self.log.error("observe", error=str(error))
+                return None
+            if not steps:
+                self.broken = "" if not self.broken.startswith("generation") else self.broken
+                return None
+            healed = False
+            if self.settings.heal == "heal":
+                self._converge(state, [], "heal")
+                healed = not self.broken
+            drift = Drift(self.host.now(), outline(steps[:100]), reason, healed, by)
+            self.drifts = [*self.drifts[-99:], drift]
+            self.metrics.drifted(healed)
+            self.log.warning(
+                "drift", reason=reason, healed=healed, by=by, objects=sorted({s.owner or s.name for s in steps})[:20]
+            )
+            return drift
+
+    # --- answers to questions
+
+    def trace(self, query: Mapping[str, str]) -> Answer:
+        """What would happen to a packet, and which object decides."""
+        with self.lock:
+            try:
+                return Answer(200, self.role.trace(self.current.state, self._facts, query))
+            except ValueError as error:
+                return Answer(422, {"error": str(error)})
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    def document(self, number: int) -> bytes:
+        """Generation `number` as a whole document. Raises KeyError."""
+        with self.lock:
+            config = self.current.config if number == self.current.number else self._load(number).config
+            return self._whole(number, config)
+
+    # --- timing
+
+    @contextmanager
+    def _timed(self, name: str) -> Any:
+        started = self.host.monotonic()
+        try:
+            yield
+        finally:
+            self._timings[name] = self._timings.get(name, 0.0) + self.host.monotonic() - started
+
+    def _rounded(self) -> dict[str, float]:
+        """Milliseconds by phase."""
+        return {name: round(seconds * 1000, 2) for name, seconds in self._timings.items()}
+
+
+_CHANGE = {"version": 1, "role": "router", "base": 0, "generation": 1}
+
+
+def _problems(problems: tuple[Problem, ...]) -> Answer:
+    told = [{"path": p.path, "message": p.message} for p in problems[:1000]]
+    return Answer(422, {"error": "the document is refused; nothing was touched", "problems": told})
+
+
+def _under(prefix: str, problems: list[Problem]) -> list[Problem]:
+    return [p if p.path.startswith(prefix) else Problem(f"{prefix}.{p.path}", p.message) for p in problems]
+
+
+def _spans(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[-10:])) or "none"
+
+
+def _on_way_in(step: Step, control: str) -> bool:
+    for part in (step.before, step.after):
+        if getattr(part, "link", getattr(part, "name", None)) == control and control:
+            return True
+    if step.kind == "rule":
+        return True
+    if step.kind == "ruleset" and isinstance(step.before, Ruleset) and isinstance(step.after, Ruleset):
+        return _doors(step.before, control) != _doors(step.after, control)
+    return step.kind == "file" and step.name.startswith(("/etc/ssh", "/etc/narthex"))
+
+
+def _doors(ruleset: Ruleset, control: str) -> list[Any]:
+    """The rules that speak of the control interface, and the hooks whose end could close it."""
+    return [
+        [(r.matches, r.statement) for r in c.rules if any(control in m.values for m in r.matches)]
+        for c in ruleset.chains
+        if c.hook and c.hook.hook in ("input", "prerouting", "output")
+    ]

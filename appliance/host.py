@@ -1,0 +1,424 @@
+"""The only door out: the Host protocol, and LinuxHost, the real machine.
+
+The engine asks for five things: facts, a dry check, a step, an observation (of the whole machine, or of what some steps
+touched), and the clock. Links, addresses, routes and rules go to netlink.py, the packet filter to nft.py, processes to
+units.py; files and sysctls are here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from appliance import conntrack, nftelement, probe
+from appliance.metrics import Metrics
+from appliance.netlink import Netlink, NetlinkError
+from appliance.nft import Nft, NftError, fingerprint
+from appliance.plan import Flows, Step
+from appliance.ruleset import changed_elements, observed, rule_digest
+from appliance.settings import Settings
+from appliance.state import (
+    Address,
+    Chain,
+    Facts,
+    File,
+    Link,
+    NftSet,
+    Route,
+    Rule,
+    Ruleset,
+    State,
+    Sysctl,
+    Unit,
+)
+from appliance.store import write_durably
+from appliance.units import UnitError, UnitRunner, definition
+
+
+class HostError(Exception):
+    """A step that failed. `evidence` is the tool's or the kernel's own words; `refused`: it touched nothing."""
+
+    def __init__(self, message: str, evidence: str = "", refused: bool = False) -> None:
+        self.evidence = evidence or message
+        self.refused = refused
+        super().__init__(message)
+
+
+class CheckError(Exception):
+    """A daemon's own dry check refused: `problems` are {path, message}, path being the file or "firewall"."""
+
+    def __init__(self, problems: list[dict[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{p['path']}: {p['message']}" for p in problems))
+
+
+class Host(Protocol):
+    """A machine as the engine sees it. Every method may raise HostError, `check` CheckError too."""
+
+    def facts(self) -> Facts: ...
+    def check(self, steps: Sequence[Step], after: State) -> None: ...
+    def commit(self, step: Step) -> None: ...
+    def observe(self, wished: State, others: Sequence[State]) -> State:
+        """The whole machine in the words of `wished`; `others` name files that may be left over."""
+
+    def look(self, steps: Sequence[Step], wished: State) -> State:
+        """Only what `steps` touched; all else is taken as wished."""
+
+    def remember(self, state: State) -> None:
+        """`state` was verified: what a later observation is held against."""
+
+    def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        """The live flows that `steps` would end."""
+
+    def probe(self, state: State) -> str:
+        """Evidence, in words, of whether the state's gateways answer."""
+
+    def now(self) -> float: ...
+    def monotonic(self) -> float: ...
+
+
+class LinuxHost:
+    """The machine this process runs on."""
+
+    def __init__(self, settings: Settings, runner: UnitRunner, metrics: Metrics, netlink: Netlink | None = None) -> None:
+        self.settings, self.runner, self.metrics = settings, runner, metrics
+        self.netlink = netlink or Netlink()
+        self.nft = Nft(self.run)
+        self._fingerprint = ""
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
+        self._loaded = Path(settings.run_dir) / "loaded"
+
+    # --- processes
+
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
+        """Run a tool: (exit status, output, error output). Raises HostError where it is missing or hangs."""
+        self.metrics.process(argv[0])
+        try:
+            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=seconds, check=False)
+        except FileNotFoundError:
+            raise HostError(f"{argv[0]} is not installed", f"no such program: {argv[0]}") from None
+        except subprocess.TimeoutExpired:
+            raise HostError(f"{argv[0]} did not answer within {seconds:g} s and was ended", " ".join(argv)) from None
+        except OSError as error:
+            raise HostError(f"{argv[0]} cannot be started: {error.strerror}", " ".join(argv)) from None
+        return done.returncode, done.stdout, done.stderr
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    # --- facts
+
+    def facts(self) -> Facts:
+        try:
+            links = self.netlink.facts()
+        except NetlinkError as error:
+            raise HostError(str(error)) from None
+        s = self.settings
+        return Facts(s.name, links, s.control_mac, s.state_dir, s.run_dir)
+
+    # --- dry checks
+
+    def check(self, steps: Sequence[Step], after: State) -> None:
+        """The daemons' own checks, in parallel, only of what changes. Raises CheckError with all that they said.
+
+        `nft -c` is left out where the nft transaction is the first thing that the commit does: it is its own check,
+        all or nothing, and nothing was touched before it.
+        """
+        jobs: list[Callable[[], dict[str, str] | None]] = []
+        before_nft = any(s.kind in ("sysctl", "link", "address", "route", "rule") for s in steps)
+        checked = [s for s in steps if s.kind == "unit" and isinstance(s.after, Unit) and s.after.check]
+        for step in steps:
+            if step.kind == "ruleset" and before_nft:
+                jobs.append(lambda text=step.text: self._check_nft(text))  # type: ignore[misc]
+        files = {f.path: f for f in after.files}
+        changed = {s.name for s in steps if s.kind == "file"}
+        for step in checked:
+            unit = step.after
+            assert isinstance(unit, Unit)
+            if step.verb == "start" or changed.intersection(unit.checks):
+                jobs.append(lambda unit=unit: self._check_unit(unit, files))  # type: ignore[misc]
+        found = [p for p in self._pool.map(lambda job: job(), jobs) if p] if len(jobs) > 1 else [p for j in jobs if (p := j())]
+        if found:
+            raise CheckError(found)
+
+    def _check_nft(self, text: str) -> dict[str, str] | None:
+        try:
+            self.nft.check(text)
+        except NftError as error:
+            return {"path": "firewall", "message": error.words}
+        return None
+
+    def _check_unit(self, unit: Unit, files: dict[str, File]) -> dict[str, str] | None:
+        with tempfile.TemporaryDirectory(prefix="check-", dir=self.settings.run_dir) as folder:
+            copies = {}
+            for number, path in enumerate(unit.checks):
+                copy = Path(folder) / f"{number}-{Path(path).name}"
+                copy.write_text(files[path].content)
+                copies["{" + path + "}"] = str(copy)
+            argv = tuple(_filled(word, copies) for word in unit.check)
+            status, out, err = self.run(argv)
+            if status == 0:
+                return None
+            words = (err or out).decode(errors="replace").strip()
+            for key, copy_path in copies.items():
+                words = words.replace(copy_path, key[1:-1])
+            return {"path": f"unit {unit.name}", "message": words[:1000]}
+
+    # --- steps
+
+    def commit(self, step: Step) -> None:
+        try:
+            self._commit(step)
+        except (NetlinkError, UnitError) as error:
+            raise HostError(f"{step}: {error}", getattr(error, "output", "") or str(error)) from None
+        except NftError as error:
+            raise HostError(f"{step}: {error.words}", error.words, refused=True) from None
+        except OSError as error:
+            raise HostError(f"{step}: {error.strerror}: {error.filename or ''}", str(error)) from None
+
+    def _commit(self, step: Step) -> None:
+        part = step.after if step.after is not None else step.before
+        gone = step.after is None
+        if isinstance(part, Ruleset):
+            self.nft.apply(step.text)
+        elif isinstance(part, Sysctl):
+            _sysctl_path(part.key).write_text(part.value)
+        elif isinstance(part, Link):
+            self.netlink.set_link(replace(part, up=False) if gone else part)
+        elif isinstance(part, Address):
+            self._address(step, part, gone)
+        elif isinstance(part, Route):
+            (self.netlink.remove_route if gone else self.netlink.add_route)(part)
+        elif isinstance(part, Rule):
+            (self.netlink.remove_rule if gone else self.netlink.add_rule)(part)
+        elif isinstance(part, File):
+            self._file(part, gone)
+        elif isinstance(part, Unit):
+            self._unit(step, part)
+        elif isinstance(part, Flows):
+            conntrack.end_flows(part)
+
+    def _address(self, step: Step, part: Address, gone: bool) -> None:
+        if gone:
+            self.netlink.remove_address(part)
+            return
+        if isinstance(step.before, Address) and step.before.connected != part.connected:
+            self.netlink.remove_address(step.before)  # the flag of a standing address cannot be changed
+        self.netlink.add_address(part)
+        if part.announce and ":" not in part.cidr:
+            self.netlink.announce(part.link, part.cidr)
+
+    def _file(self, part: File, gone: bool) -> None:
+        path = Path(part.path)
+        if gone:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, part.content.encode(), part.mode)
+
+    def _unit(self, step: Step, unit: Unit) -> None:
+        if step.verb == "stop":
+            self.runner.stop(unit.name)
+            (self._loaded / unit.name).unlink(missing_ok=True)
+            return
+        {"start": self.runner.start, "restart": self.runner.restart, "reload": self.runner.reload}[step.verb](unit)
+        self._loaded.mkdir(parents=True, exist_ok=True)
+        (self._loaded / unit.name).write_text(self._content_digest(unit))
+
+    def _content_digest(self, unit: Unit) -> str:
+        """A digest of the files that a unit reads, as they are on disk."""
+        found = sha256()
+        for path in (*unit.restart_on, *unit.reload_on):
+            found.update(path.encode() + b"\0" + _content(path))
+        return found.hexdigest()
+
+    # --- observing
+
+    def observe(self, wished: State, others: Sequence[State]) -> State:
+        try:
+            names = [link.name for link in wished.links]
+            return State(
+                files=self._files(wished, others),
+                units=self._units(wished.units),
+                sysctls=_sysctls(wished.sysctls),
+                links=self.netlink.observe_links(wished.links),
+                addresses=self.netlink.observe_addresses(names),
+                routes=self.netlink.observe_routes(),
+                rules=self.netlink.observe_rules(),
+                ruleset=self._ruleset(wished.ruleset),
+                probes=wished.probes,
+            )
+        except (NetlinkError, UnitError, NftError, OSError) as error:
+            raise HostError(f"cannot observe: {error}") from None
+
+    def _ruleset(self, wished: Ruleset) -> Ruleset:
+        listing = self.nft.list()
+        if listing is None:
+            return Ruleset()
+        seen = observed(listing, wished)
+        if self._fingerprint and seen.chains == wished.chains and fingerprint(listing) != self._fingerprint:
+            return replace(seen, chains=())  # the marks are right and the rules are not: replace the table
+        return seen
+
+    def remember(self, state: State) -> None:
+        """Take the fingerprint anew at the next whole observation that finds nothing amiss."""
+        self._fingerprint = ""
+
+    def fingerprint(self, wished: Ruleset) -> None:
+        """Hold later observations against the rules as they stand now."""
+        listing = self.nft.list()
+        if listing is not None and observed(listing, wished) == wished:
+            self._fingerprint = fingerprint(listing)
+
+    def _files(self, wished: State, others: Sequence[State]) -> tuple[File, ...]:
+        found = []
+        known = {f.path: f for s in others for f in s.files} | {f.path: f for f in wished.files}
+        for path, file in known.items():
+            try:
+                info = os.stat(path)
+                found.append(replace(file, content=Path(path).read_text(errors="replace"), mode=info.st_mode & 0o7777))
+            except FileNotFoundError:
+                continue
+        return tuple(found)
+
+    def _units(self, wished: Iterable[Unit]) -> tuple[Unit, ...]:
+        """The units that are active; one that runs otherwise than wished, or read other files, has no command."""
+        known = {u.name: u for u in wished}
+        found = []
+        for name, status in self.runner.observe().items():
+            unit = known.get(name) or Unit(name, ())
+            if not status.active:
+                if unit.command:
+                    continue
+                found.append(unit)
+            elif unit.command and status.definition == definition(unit) and self._has_read(unit):
+                found.append(unit)
+            else:
+                found.append(replace(unit, command=()))
+        return tuple(found)
+
+    def _has_read(self, unit: Unit) -> bool:
+        return _content(str(self._loaded / unit.name)) == self._content_digest(unit).encode()
+
+    def look(self, steps: Sequence[Step], wished: State) -> State:
+        """What the steps touched, observed; all else as wished. A whole table or many parts are observed as a whole."""
+        try:
+            kinds = {s.kind for s in steps}
+            names = [link.name for link in wished.links]
+            seen = wished
+            if "sysctl" in kinds:
+                seen = replace(seen, sysctls=_sysctls(wished.sysctls))
+            if "link" in kinds:
+                seen = replace(seen, links=self.netlink.observe_links(wished.links))
+            if kinds & {"link", "address"}:
+                seen = replace(seen, addresses=self.netlink.observe_addresses(names))
+            if kinds & {"link", "address", "route"}:
+                seen = replace(seen, routes=self.netlink.observe_routes())
+            if "rule" in kinds:
+                seen = replace(seen, rules=self.netlink.observe_rules())
+            if "file" in kinds:
+                seen = replace(seen, files=self._touched_files(steps, wished))
+            if "unit" in kinds:
+                seen = replace(seen, units=self._units(wished.units))
+            for step in steps:
+                if step.kind == "ruleset":
+                    seen = replace(seen, ruleset=self._look_at_ruleset(step, wished.ruleset))
+            return seen
+        except (NetlinkError, UnitError, NftError, OSError) as error:
+            raise HostError(f"cannot observe: {error}") from None
+
+    def _touched_files(self, steps: Sequence[Step], wished: State) -> tuple[File, ...]:
+        touched = {s.name: s for s in steps if s.kind == "file"}
+        part = State(files=tuple(f for f in wished.files if f.path in touched))
+        gone = State(files=tuple(s.before for s in touched.values() if isinstance(s.before, File)))
+        return (*(f for f in wished.files if f.path not in touched), *self._files(part, [gone]))
+
+    def _look_at_ruleset(self, step: Step, wished: Ruleset) -> Ruleset:
+        before = step.before
+        if step.whole or not isinstance(before, Ruleset):
+            return self._ruleset(wished)
+        sets = dict(wished.sets)
+        for name, s in wished.sets.items():
+            was = before.sets.get(name, NftSet(name, s.key))
+            if was is not s:
+                sets[name] = _looked(was, s)
+        chains = tuple(_looked_chain(c, before) for c in wished.chains)
+        known = {c.name for c in wished.chains}
+        left = [c for c in before.chains if c.name not in known and nftelement.chain_comments(c.name) is not None]
+        if left:
+            return Ruleset(sets, (*chains, *left))
+        if sets == dict(wished.sets) and all(a is b for a, b in zip(chains, wished.chains, strict=True)):
+            return wished
+        return Ruleset(sets, chains)
+
+    # --- flows and probes
+
+    def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for step in steps:
+            if isinstance(step.before, Flows):
+                found += [{"owner": step.owner, "flow": flow} for flow in conntrack.flows(step.before)[:100]]
+        return found[:500]
+
+    def probe(self, state: State) -> str:
+        results = probe.probe_gateways(state.probes, 2.0) if state.probes else []
+        return "; ".join(map(str, results)) or "no gateway to ask"
+
+
+def _looked(was: NftSet, wished: NftSet) -> NftSet:
+    """The set with the elements that changed read back, one by one."""
+    gone, come = changed_elements(was, wished)
+    seen = wished.elements
+    for key in {*gone, *come}:
+        value = nftelement.set_element(wished, key)
+        if value != wished.elements.get(key):
+            seen = {k: v for k, v in seen.items() if k != key} | ({} if value is None else {key: value})
+    return wished if seen is wished.elements else replace(wished, elements=seen)
+
+
+def _looked_chain(wished: Chain, before: Ruleset) -> Chain:
+    was = next((c for c in before.chains if c.name == wished.name), None)
+    if was is wished or was == wished:
+        return wished
+    comments = nftelement.chain_comments(wished.name)
+    if comments is not None and [c.rpartition("#")[2] for c in comments] == [rule_digest(r) for r in wished.rules]:
+        return wished
+    return Chain(wished.name, (), wished.hook)
+
+
+def _filled(word: str, copies: dict[str, str]) -> str:
+    for key, path in copies.items():
+        word = word.replace(key, path)
+    return word
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _sysctl_path(key: str) -> Path:
+    return Path("/proc/sys") / (key if "/" in key else key.replace(".", "/"))
+
+
+def _sysctls(wished: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
+    found = []
+    for s in wished:
+        try:
+            found.append(replace(s, value=_sysctl_path(s.key).read_text().strip().replace("\t", " ")))
+        except FileNotFoundError:
+            continue  # the step that sets it says so
+    return tuple(found)

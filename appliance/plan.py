@@ -1,0 +1,310 @@
+"""plan(before, after): the ordered Steps that turn one State into another. Pure.
+
+The order is the transaction's (docs/design.md 5): add before delete, the packet filter in one step, files before the
+units that read them, removals last. Parts that are the same object are skipped by identity, so that a change costs what
+it changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal, TypeVar
+
+from appliance import ruleset as nftext
+from appliance.state import (
+    Address,
+    Chain,
+    File,
+    FilterRule,
+    Link,
+    Nat,
+    Route,
+    Rule,
+    Ruleset,
+    State,
+    Sysctl,
+    Unit,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Live flows that lost their translation and must end. Empty fields match anything.
+
+    `destination`:`port` is what the flow was first sent to, `protocol` tcp or udp, `target` where it was translated to,
+    `sources` CIDRs of its source; `address`: any flow whose original destination or translated source this is.
+    """
+
+    destination: str = ""
+    protocol: str = ""
+    ports: str = ""  # "2222" or "5000-5010"
+    target: str = ""
+    sources: tuple[str, ...] = ()
+    source: str = ""
+    translated: str = ""
+    address: str = ""
+    owner: str = field(default="", compare=False)
+
+
+Kind = Literal["sysctl", "link", "address", "route", "rule", "ruleset", "file", "unit", "flows"]
+Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
+Part = Sysctl | Link | Address | Route | Rule | Ruleset | File | Unit | Flows
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do: `verb` on the `kind` named `name`. `before` and `after` are the part then and now.
+
+    `text` is the ruleset's nft text; `whole` says that it replaces the table. `owner` is the document's object.
+    """
+
+    kind: Kind
+    verb: Verb
+    name: str
+    before: Part | None = None
+    after: Part | None = None
+    text: str = ""
+    whole: bool = False
+    owner: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
+
+
+P = TypeVar("P", Sysctl, Link, Address, Route, Rule, File, Unit)
+
+
+def plan(before: State, after: State) -> tuple[Step, ...]:
+    """The steps that turn a machine that is `before` into one that is `after`; none when they are equal."""
+    if before is after:
+        return ()
+    sysctls = _pairs(before.sysctls, after.sysctls, lambda p: p.key)
+    links = _pairs(before.links, after.links, lambda p: p.name)
+    addresses = _pairs(before.addresses, after.addresses, lambda p: f"{p.cidr} on {p.link}")
+    routes = _pairs(before.routes, after.routes, route_key)
+    rules = _pairs(before.rules, after.rules, rule_key)
+    files = _pairs(before.files, after.files, lambda p: p.path)
+    return (
+        *_set("sysctl", "set", sysctls),
+        *_set("link", "set", links),
+        *_set("address", "add", addresses),
+        *_set("route", "add", routes),
+        *_set("rule", "add", rules),
+        *_ruleset(before.ruleset, after.ruleset),
+        *_set("file", "write", files),
+        *_units(before.units, after.units, {name for name, _, _ in files}),
+        *_gone("rule", rules),
+        *_gone("route", routes),
+        *_gone("address", addresses),
+        *_gone("link", links),
+        *_gone("file", files),
+        *_flows(before, after, addresses),
+    )
+
+
+def route_key(route: Route) -> str:
+    """What makes two routes the same one to the kernel: destination, table and metric."""
+    return f"{route.destination} table {route.table}" + (f" metric {route.metric}" if route.metric else "")
+
+
+def rule_key(rule: Rule) -> str:
+    """A policy rule has no key of its own: all that selects is the key."""
+    selector = f"mark {rule.mark:#x}/{rule.mask:#x} " if rule.mask else ""
+    selector += f"from {rule.source} " if rule.source else ""
+    suppress = f" suppress {rule.suppress}" if rule.suppress >= 0 else ""
+    return f"{rule.priority}: {selector}table {rule.table}{suppress} ipv{rule.family}"
+
+
+Pairs = list[tuple[str, P | None, P | None]]
+
+
+def _pairs(before: tuple[P, ...], after: tuple[P, ...], key: Callable[[P], str]) -> Pairs[P]:
+    """(name, then, now) of the parts that differ; those of `after` first, in its order."""
+    if before is after:
+        return []
+    old = {key(p): p for p in before}
+    new = {key(p): p for p in after}
+    found: Pairs[P] = []
+    for name, part in new.items():
+        was = old.get(name)
+        if was is not part and was != part:
+            found.append((name, was, part))
+    found += [(name, part, None) for name, part in old.items() if name not in new]
+    return found
+
+
+def _set(kind: Kind, verb: Verb, pairs: Pairs[P]) -> Iterator[Step]:
+    for name, old, new in pairs:
+        if new is not None:
+            yield Step(kind, verb, name, old, new, owner=new.owner)
+
+
+def _gone(kind: Kind, pairs: Pairs[P]) -> Iterator[Step]:
+    for name, old, new in pairs:
+        if new is None and old is not None:
+            yield Step(kind, "remove", name, old, None, owner=old.owner)
+
+
+def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
+    if before is after or before == after:
+        return
+    text = nftext.delta(before, after)
+    if text == "":
+        return
+    whole = text is None
+    name = "the whole table" if text is None else ", ".join(_changed_names(before, after)[:8])
+    yield Step("ruleset", "apply", name, before, after, nftext.whole(after) if text is None else text, whole)
+
+
+def _changed_names(before: Ruleset, after: Ruleset) -> list[str]:
+    old = {c.name: c for c in before.chains}
+    names = [c.name for c in after.chains if old.get(c.name) is not c and old.get(c.name) != c]
+    names += [n for n in old if n not in {c.name for c in after.chains}]
+    names += [n for n, s in after.sets.items() if before.sets.get(n) is not s and before.sets.get(n) != s]
+    return names + [n for n in before.sets if n not in after.sets]
+
+
+def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str]) -> Iterator[Step]:
+    """Stop what is gone (it may hold a port of what comes); then restart, reload or start what reads `changed` files."""
+    old = {u.name: u for u in before}
+    new = {u.name for u in after}
+    for unit in before:
+        if unit.name not in new:
+            yield Step("unit", "stop", unit.name, unit, None, owner=unit.owner)
+    for unit in after:
+        was = old.get(unit.name)
+        if was is None:
+            yield Step("unit", "start", unit.name, None, unit, owner=unit.owner)
+        elif was != unit or changed.intersection(unit.restart_on):
+            yield Step("unit", "restart", unit.name, was, unit, owner=unit.owner)
+        elif changed.intersection(unit.reload_on):
+            yield Step("unit", "reload" if unit.reload else "restart", unit.name, was, unit, owner=unit.owner)
+
+
+# --- flows that lose their translation -------------------------------------------------------------------------------
+
+
+def _flows(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Step]:
+    for found in _lost(before, after, addresses):
+        name = found.address or found.destination + (f":{found.ports}/{found.protocol}" if found.ports else "")
+        yield Step("flows", "end", name or found.source, found, None, owner=found.owner)
+
+
+def _lost(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Flows]:
+    still = {a.cidr.partition("/")[0] for a in after.addresses} if addresses else set()
+    for _, old, new in addresses:
+        if old is not None and new is None and (text := old.cidr.partition("/")[0]) not in still:
+            yield Flows(address=text, owner=old.owner)
+    if before.ruleset is after.ruleset:
+        return
+    for chain in before.ruleset.chains:
+        if chain.hook is None or chain.hook.type != "nat" or chain.hook.hook not in ("prerouting", "postrouting"):
+            continue
+        for rule in chain.rules:
+            yield from _lost_by(rule, before.ruleset, after.ruleset)
+
+
+def _lost_by(rule: FilterRule, before: Ruleset, after: Ruleset) -> Iterator[Flows]:
+    """The flows of the elements that a nat rule's map had and has no more."""
+    statement = rule.statement
+    name = getattr(statement, "map", "")
+    old, new = before.sets.get(name), after.sets.get(name)
+    if old is None or old is new:
+        return
+    gone = nftext.changed_elements(old, new)[0] if new is not None else list(old.elements)
+    fields: tuple[str, ...] = getattr(statement, "fields", ())
+    for key in gone:
+        owner = old.owners.get(key, "")
+        parts = dict(zip(fields, key.split(" . "), strict=False))
+        if isinstance(statement, Nat) and statement.kind == "snat":
+            if set(fields) == {"ip saddr"} and "/" not in key:
+                yield Flows(source=key, translated=old.elements[key], owner=owner)
+            continue  # a source NAT that changes leaves its flows alone while its address is ours
+        flows = Flows(
+            destination=parts.get("ip daddr", ""),
+            protocol=parts.get("meta l4proto", ""),
+            ports=parts.get("th dport", ""),
+            owner=owner,
+        )
+        if isinstance(statement, Nat):
+            yield _with(flows, target=old.elements[key].partition(" . ")[0])
+        else:
+            kept = _targets(_chain(after, (new.elements.get(key) if new else None) or ""))
+            for target in _targets(_chain(before, old.elements[key])) - kept:
+                yield _with(flows, target=target[0], sources=target[1])
+
+
+def _with(flows: Flows, target: str, sources: tuple[str, ...] = ()) -> Flows:
+    return Flows(flows.destination, flows.protocol, flows.ports, target, sources, owner=flows.owner)
+
+
+def _chain(ruleset: Ruleset, verdict: str) -> Chain | None:
+    name = verdict.removeprefix("jump ")
+    return next((c for c in ruleset.chains if c.name == name), None)
+
+
+def _targets(chain: Chain | None) -> set[tuple[str, tuple[str, ...]]]:
+    """(target, sources) of a chain of literal translations."""
+    found = set()
+    for rule in chain.rules if chain else ():
+        if isinstance(rule.statement, Nat) and rule.statement.to:
+            sources = next((m.values for m in rule.matches if m.fields == ("ip saddr",)), ())
+            found.add((rule.statement.to.partition(":")[0], sources))
+    return found
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def diff(before: State, after: State) -> str:
+    """A unified diff of two States as text; secret files by digest only."""
+    a, b = (list(lines(s)) for s in (before, after))
+    return "\n".join(difflib.unified_diff(a, b, "before", "after", n=1, lineterm=""))
+
+
+def lines(state: State) -> Iterator[str]:
+    """A State as text, one part a line (a file's or a chain's lines each on their own)."""
+    for group in (state.sysctls, state.links, state.addresses, state.routes, state.rules):
+        for part in group:
+            yield _line(part)
+    for s in state.ruleset.sets.values():
+        yield f"nft set {s.name} {s.key} : {s.value}"
+        yield from (f"nft element {s.name} {k} : {v}" for k, v in s.elements.items())
+    for chain in state.ruleset.chains:
+        yield f"nft chain {chain.name}"
+        yield from (f"nft rule {chain.name} {nftext.rule_text(rule)}" for rule in chain.rules)
+    for file in state.files:
+        if file.secret:
+            yield f"file {file.path}: {sha256(file.content.encode()).hexdigest()[:12]} (secret)"
+        else:
+            yield from (f"file {file.path}: {line}" for line in file.content.splitlines())
+    for unit in state.units:
+        yield f"unit {unit.name}: {' '.join(unit.command)}"
+
+
+def _line(part: Sysctl | Link | Address | Route | Rule) -> str:
+    if isinstance(part, Sysctl):
+        return f"sysctl {part.key} = {part.value}"
+    if isinstance(part, Link):
+        return f"link {part.name} {part.mac} mtu {part.mtu} {'up' if part.up else 'down'}"
+    if isinstance(part, Address):
+        return f"address {part.cidr} on {part.link}{'' if part.connected else ' noprefixroute'}"
+    if isinstance(part, Route):
+        source = f" src {part.source}" if part.source else ""
+        return f"route {route_key(part)} dev {part.link}{f' via {part.via}' if part.via else ''}{source}"
+    return f"rule {rule_key(part)}"
+
+
+def digest(steps: Iterable[Step]) -> str:
+    """The plan's hash: a push that carries it is carried out only if it would still do exactly this."""
+    said = [[s.kind, s.verb, s.name, s.text, repr(s.before) if s.kind != "ruleset" else "", repr(s.after) if s.kind != "ruleset" else ""] for s in steps]  # fmt: skip
+    return sha256(json.dumps(said).encode()).hexdigest()
+
+
+def outline(steps: Iterable[Step]) -> list[Mapping[str, Any]]:
+    """The steps as JSON for the API: kind, verb, name and owner."""
+    return [{"kind": s.kind, "verb": s.verb, "name": s.name, "owner": s.owner} for s in steps]

@@ -1,0 +1,264 @@
+"""Our packet filter as nft's text: pure. The tool itself is in nft.py.
+
+`whole` is the text that replaces table `inet narthex` in one transaction; `delta` the text that turns one Ruleset into
+another; `observed` reads `nft -j list table` back into the vocabulary. A rule is never parsed back: its comment ends in a
+digest of its text, and a chain is what we wished when its digests are. What a comment cannot show, an edit that keeps it,
+the fingerprint does (nft.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Any
+
+from appliance.state import Chain, FilterRule, Hook, Match, Nat, NftSet, Ruleset, SetMark, Statement, Verdict
+
+TABLE = "inet narthex"
+# Fields whose values are names of interfaces: quoted, so that no name can be taken for a word of nft's.
+_QUOTED = frozenset({"iifname", "oifname"})
+# Fields that hold flags: several values are joined by commas, not made a set.
+_FLAGS = frozenset({"ct state", "ct status"})
+# A rule that nobody knows how to read: what observed() puts in a chain that is not as wished.
+UNKNOWN = FilterRule((), Verdict("drop"), why="not as wished")
+
+
+def _literal(field: str, value: str) -> str:
+    return f'"{value}"' if field in _QUOTED else value
+
+
+def _match(match: Match) -> str:
+    fields = " . ".join(match.fields)
+    equals = "!= " if match.negate else ""
+    if match.set:
+        return f"{fields} {equals}@{match.set}"
+    values = [_literal(match.fields[0], v) for v in match.values]
+    if match.fields[0] in _FLAGS:
+        return f"{fields} {equals}{','.join(values)}"
+    return f"{fields} {equals}{values[0] if len(values) == 1 else '{ ' + ', '.join(values) + ' }'}"
+
+
+def _statement(statement: Statement) -> str:
+    if isinstance(statement, Verdict):
+        return f"{statement.kind} {statement.chain}".rstrip()
+    fields = " . ".join(statement.fields)
+    if isinstance(statement, Nat):
+        if statement.kind == "masquerade":
+            return "masquerade"
+        to = f"{fields} map @{statement.map}" if statement.map else statement.to
+        return f"{statement.kind} {statement.family} to {to}"
+    if isinstance(statement, SetMark):
+        return f"{statement.field} set {f'{fields} map @{statement.map}' if statement.map else statement.copy or statement.value}"
+    return f"{fields} vmap @{statement.map}"
+
+
+@lru_cache(maxsize=65536)
+def rule_text(rule: FilterRule) -> str:
+    """One rule as nft reads it; its comment names its owner and ends in the digest of all before it."""
+    parts = [_match(m) for m in rule.matches]
+    if rule.counter:
+        parts.append("counter")
+    parts.append(_statement(rule.statement))
+    label = " ".join(filter(None, (rule.why.replace('"', "'")[:70], rule.owner[:40])))
+    body = " ".join(parts)
+    digest = blake2b(f"{body}|{label}".encode(), digest_size=6).hexdigest()
+    return f'{body} comment "{label} #{digest}"' if label else f'{body} comment "#{digest}"'
+
+
+def rule_digest(rule: FilterRule) -> str:
+    """The mark by which a rule in the kernel is known as this one."""
+    text = rule_text(rule)
+    return text[text.rindex("#") + 1 : -1]
+
+
+def _elements(s: NftSet, keys: Iterable[str]) -> str:
+    """The elements of `keys` as nft's list; the comment of each is the object it came from."""
+    owners, elements = s.owners, s.elements
+    if not s.value:
+        return ", ".join(f'{k} comment "{owners[k]}"' if k in owners else k for k in keys)
+    return ", ".join(
+        f'{k} comment "{owners[k]}" : {elements[k]}' if k in owners else f"{k} : {elements[k]}" for k in keys
+    )
+
+
+def _spec(s: NftSet) -> str:
+    kind = f"map {s.name} {{ type {s.key} : {s.value};" if s.value else f"set {s.name} {{ type {s.key};"
+    return f"{kind} flags interval;" if s.interval else kind
+
+
+def _hook(hook: Hook | None) -> str:
+    if hook is None:
+        return ""
+    return f"type {hook.type} hook {hook.hook} priority {hook.priority}; policy {hook.policy};"
+
+
+def whole(ruleset: Ruleset) -> str:
+    """The text that makes the table this Ruleset in one transaction, whatever it was."""
+    lines = [f"add table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    for s in ruleset.sets.values():
+        lines.append(f"\t{_spec(s)}")
+        if s.elements:
+            lines.append(f"\t\telements = {{ {_elements(s, s.elements)} }}")
+        lines.append("\t}")
+    for chain in ruleset.chains:
+        lines.append(f"\tchain {chain.name} {{")
+        if chain.hook:
+            lines.append(f"\t\t{_hook(chain.hook)}")
+        lines += [f"\t\t{rule_text(rule)}" for rule in chain.rules]
+        lines.append("\t}")
+    lines.append("}\n")
+    return "\n".join(lines)
+
+
+def changed_elements(before: NftSet, after: NftSet) -> tuple[list[str], list[str]]:
+    """(keys to remove, keys to add): a key whose value changes is in both."""
+    old, new = before.elements, after.elements
+    if old is new:
+        return [], []
+    gone = [k for k, v in old.items() if k not in new or new[k] != v]
+    come = [k for k, v in new.items() if k not in old or old[k] != v]
+    return gone, come
+
+
+def same_spec(a: NftSet, b: NftSet) -> bool:
+    return a.key == b.key and a.value == b.value and a.interval == b.interval
+
+
+def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
+    """The text that turns `before` into `after`, or None where replacing the whole table is the better way.
+
+    That is: where a hook or a set's type changes, or more than `most` elements and rules would be named. Order inside
+    the one transaction: what is referred to is made first and removed last.
+    """
+    old_chains = {c.name: c for c in before.chains}
+    new_chains = {c.name: c for c in after.chains}
+    if before.sets is not after.sets:
+        for name, s in after.sets.items():
+            if name in before.sets and not same_spec(before.sets[name], s):
+                return None
+    born: list[str] = []
+    filled: list[str] = []
+    dead: list[str] = []
+    cost = 0
+    for name, chain in new_chains.items():
+        old = old_chains.get(name)
+        if old is chain or old == chain:
+            continue
+        if old is None:
+            born.append(f"add chain {TABLE} {name}" + (f" {{ {_hook(chain.hook)} }}" if chain.hook else ""))
+        elif old.hook != chain.hook:
+            return None
+        else:
+            filled.append(f"flush chain {TABLE} {name}")
+        filled += [f"add rule {TABLE} {name} {rule_text(rule)}" for rule in chain.rules]
+        cost += 1 + len(chain.rules)
+    gone_chains = [name for name in old_chains if name not in new_chains]
+    if any(old_chains[name].hook for name in gone_chains):
+        return None
+    elements_out: list[str] = []
+    elements_in: list[str] = []
+    for name, s in after.sets.items():
+        old_set = before.sets.get(name)
+        if old_set is s:
+            continue
+        if old_set is None:
+            born.append(f"add {_spec(s).replace(f' {name} ', f' {TABLE} {name} ', 1)} }}")
+            gone, come = [], list(s.elements)
+        else:
+            gone, come = changed_elements(old_set, s)
+        cost += len(gone) + len(come)
+        if gone:
+            elements_out.append(f"delete element {TABLE} {name} {{ {', '.join(gone)} }}")
+        if come:
+            elements_in.append(f"add element {TABLE} {name} {{ {_elements(s, come)} }}")
+    for name in before.sets:
+        if name not in after.sets:
+            dead.append(f"delete set {TABLE} {name}")
+            cost += len(before.sets[name].elements)
+    if cost > most or not old_chains:
+        return None
+    # A chain or set can only go when nothing refers to it any more: first empty the dead chains, then delete.
+    emptied = [f"flush chain {TABLE} {name}" for name in gone_chains]
+    removed = [f"delete chain {TABLE} {name}" for name in gone_chains]
+    lines = [*born, *elements_out, *filled, *elements_in, *emptied, *removed, *dead]
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+# --- reading back ----------------------------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    """One value of nft's JSON in our canonical text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | int):
+        return str(value)
+    if value is None:
+        return ""
+    ((kind, inner),) = value.items()
+    if kind == "concat":
+        return " . ".join(map(_text, inner))
+    if kind == "prefix":
+        return f"{inner['addr']}/{inner['len']}"
+    if kind == "range":
+        return f"{_text(inner[0])}-{_text(inner[1])}"
+    if kind == "elem":
+        return _text(inner["val"])
+    if kind in ("jump", "goto"):
+        return f"{kind} {inner['target']}"
+    return str(kind)  # accept, drop, return
+
+
+def _observed_elements(item: Mapping[str, Any], is_map: bool) -> Iterator[tuple[str, str]]:
+    for element in item.get("elem", ()):
+        if is_map:
+            yield _text(element[0]), _text(element[1])
+        else:
+            yield _text(element), ""
+
+
+def _type(kind: Any) -> str:
+    return " . ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def observed(listing: Mapping[str, Any], wished: Ruleset) -> Ruleset:
+    """The table in `listing` (`nft -j list table`) as a Ruleset; parts that are as `wished` ARE those of `wished`."""
+    digests: dict[str, list[str]] = {}
+    hooks: dict[str, Hook | None] = {}
+    sets: dict[str, NftSet] = {}
+    for entry in listing["nftables"]:
+        if chain := entry.get("chain"):
+            digests.setdefault(chain["name"], [])
+            hooks[chain["name"]] = (
+                Hook(chain["type"], chain["hook"], chain["prio"], chain.get("policy", "accept"))
+                if "hook" in chain
+                else None
+            )
+        elif rule := entry.get("rule"):
+            digests.setdefault(rule["chain"], []).append(rule.get("comment", "").rpartition("#")[2])
+        elif item := entry.get("set") or entry.get("map"):
+            sets[item["name"]] = _observed_set(item, wished.sets.get(item["name"]), "map" in entry)
+    known = {chain.name: chain for chain in wished.chains}
+    order = {name: i for i, name in enumerate(known)}
+    chains = [_observed_chain(name, found, hooks.get(name), known.get(name)) for name, found in digests.items()]
+    chains.sort(key=lambda c: order.get(c.name, len(order)))
+    return Ruleset(MappingProxyType(sets), tuple(chains))
+
+
+def _observed_set(item: Mapping[str, Any], wished: NftSet | None, is_map: bool) -> NftSet:
+    seen = NftSet(
+        item["name"],
+        _type(item["type"]),
+        _type(item["map"]) if is_map else "",
+        "interval" in item.get("flags", ()),
+        dict(_observed_elements(item, is_map)),
+    )
+    return wished if wished is not None and wished == seen else seen
+
+
+def _observed_chain(name: str, digests: list[str], hook: Hook | None, wished: Chain | None) -> Chain:
+    if wished and wished.hook == hook and [rule_digest(r) for r in wished.rules] == digests:
+        return wished
+    return Chain(name, (UNKNOWN,), hook)

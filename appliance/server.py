@@ -1,0 +1,83 @@
+"""waitress on a Unix socket. sshd's forced command on port 3922 joins a channel to it (join.py).
+
+Every request carries the connection that it came by, taken from the socket's peer (unix(7), SO_PEERCRED): the sshd
+process of that one SSH connection, so that a confirmation can be told from the push it confirms.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.server import UnixWSGIServer, create_server
+from waitress.task import WSGITask
+
+from appliance.document import MAX_BYTES
+
+
+class _Task(WSGITask):  # type: ignore[misc]
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ["narthex.connection"] = self.channel.connection
+        return environ
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    task_class = _Task
+
+    def __init__(self, server: Any, sock: socket.socket, *rest: Any, **options: Any) -> None:
+        self.connection = connection_of(sock)
+        super().__init__(server, sock, *rest, **options)
+
+
+def connection_of(sock: socket.socket) -> str:
+    """Who is at the other end: "sshd 123 at 4567" for an SSH connection, else the process itself. Never empty."""
+    size = struct.calcsize("3i")
+    pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+    found = _process(pid)
+    here = found
+    for _ in range(4):  # join <- sh? <- sshd of the connection
+        if here is None:
+            break
+        if here[0].startswith("sshd"):
+            return f"sshd {here[1]} at {here[3]}"
+        here = _process(here[2])
+    return f"process {pid} at {found[3] if found else 0}"
+
+
+def _process(pid: int) -> tuple[str, int, int, int] | None:
+    """(name, pid, parent, start time in ticks) of a process (proc(5), stat), None where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return name, pid, int(fields[1]), int(fields[19])
+
+
+def serve(app: Any, path: Path) -> UnixWSGIServer:
+    """A server bound to `path`, readable by its owner alone; call `run()` on it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    old = os.umask(0o177)
+    try:
+        server = create_server(
+            app,
+            unix_socket=str(path),
+            unix_socket_perms="600",
+            threads=3,
+            channel_timeout=24 * 3600,  # the manager keeps its channel open; sshd ends the dead ones
+            max_request_body_size=MAX_BYTES,
+            inbuf_overflow=MAX_BYTES,
+            clear_untrusted_proxy_headers=True,
+            ident="narthex",
+        )
+    finally:
+        os.umask(old)
+    server.channel_class = _Channel
+    return server

@@ -1,0 +1,300 @@
+"""The vocabulary in which a role says what a machine shall be.
+
+Plain data: stdlib, frozen, slotted, comparable, hashable where it matters. A role makes a `State`; `plan.py` compares
+two of them; `engine.py` makes the machine equal to one. Nothing in here acts, and nothing in here knows a role.
+
+Every part carries `owner`: the id of the document's object it came from ("" where it belongs to the whole), so that
+drift and failures can be named in the words of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a document: `path` as in `config.forwards[fwd-1].target`, `message` with its remedy."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFact:
+    """A network interface that the machine has: facts are observed, never wished for."""
+
+    name: str
+    mac: str  # lower case, colons
+    index: int
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a role may know of its machine: `links` by MAC, and the name and control address from the seed."""
+
+    name: str
+    links: Mapping[str, LinkFact]
+    control: str = ""  # MAC of the control interface
+    state_dir: str = "/var/lib/narthex"
+    run_dir: str = "/run/narthex"
+
+
+# --- files, units, sysctls -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with exactly this content. Paths are absolute in the appliance; `mode` is the permission bits."""
+
+    path: str
+    content: str
+    mode: int = 0o644
+    secret: bool = False  # a secret file's content is never shown in a diff or a log
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A long-running process that shall be active.
+
+    `command` is its argv; it stays in the foreground. When one of `reload_on` changes the unit is sent `reload`
+    (a signal's name, "" for none); when one of `restart_on` or the unit itself changes it is restarted. `check` is the
+    daemon's own dry check: an argv in which `{PATH}` stands for a temporary copy of the file PATH in `checks`; each
+    PATH is one of the State's files.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    reload: str = ""
+    reload_on: tuple[str, ...] = ()
+    restart_on: tuple[str, ...] = ()
+    check: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    directories: tuple[tuple[str, int, str], ...] = ()  # made before start: path, mode, user
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel setting, by its key as sysctl(8) writes it: net.ipv4.ip_forward."""
+
+    key: str
+    value: str
+    owner: str = field(default="", compare=False)
+
+
+# --- links, addresses, routes, rules ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface that the machine has and we set: its name now, its MAC, its MTU in bytes (0: leave), up or down."""
+
+    name: str
+    mac: str
+    mtu: int = 0
+    up: bool = True
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address on a link, `cidr` as 10.1.1.1/24. `connected` False: add no route for its subnet (IFA_F_NOPREFIXROUTE).
+
+    `announce`: send a gratuitous ARP (RFC 5227, 3) when it is added.
+    """
+
+    link: str
+    cidr: str
+    connected: bool = True
+    announce: bool = field(default=True, compare=False)
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route. `destination` is a CIDR ("0.0.0.0/0" for the default), `via` a gateway or "" for on-link, `table` 254 = main.
+
+    `source` is the preferred source address or "". A gateway is taken as on-link (RTNH_F_ONLINK).
+    """
+
+    destination: str
+    link: str
+    via: str = ""
+    table: int = 254
+    source: str = ""
+    metric: int = 0
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy routing rule (ip-rule(8)): `priority` orders; the selectors are fwmark/mask and `source` (a CIDR or "").
+
+    `suppress` is suppress_prefixlength, -1 for none.
+    """
+
+    priority: int
+    table: int
+    mark: int = 0
+    mask: int = 0
+    source: str = ""
+    suppress: int = -1
+    family: Literal[4, 6] = 4
+    owner: str = field(default="", compare=False)
+
+
+# --- the packet filter -----------------------------------------------------------------------------------------------
+
+# The fields of a packet that our rules may look at: exactly nft(8)'s words. trace.py knows each of them.
+FieldName = Literal[
+    "iifname", "oifname", "meta l4proto", "meta nfproto", "meta mark", "ct mark", "ct state", "ct status",
+    "ct direction", "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "th sport", "th dport", "icmp type",
+    "icmp code", "icmpv6 type", "icmpv6 code", "fib daddr type",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One condition: the packet's `fields` are (`negate`: are not) `values`, or members of the set named `set`.
+
+    With `values` there is one field and a tuple of literals (any of them matches; a literal may be a range "a-b" or a
+    CIDR). With `set` the fields are concatenated in the set's order.
+    """
+
+    fields: tuple[FieldName, ...]
+    values: tuple[str, ...] = ()
+    set: str = ""
+    negate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """accept, drop, return, or jump/goto to `chain`. `counter` counts the packets that come here."""
+
+    kind: Literal["accept", "drop", "return", "jump", "goto"]
+    chain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictMap:
+    """Look `fields` up in the map named `map`; its value is the verdict. No entry: go on with the next rule."""
+
+    fields: tuple[FieldName, ...]
+    map: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """`dnat` or `snat` to the value that the map named `map` has for `fields`, or to the literal `to`, or `masquerade`.
+
+    No entry in the map: go on with the next rule.
+    """
+
+    kind: Literal["dnat", "snat", "masquerade"]
+    fields: tuple[FieldName, ...] = ()
+    map: str = ""
+    to: str = ""
+    family: Literal["ip", "ip6"] = "ip"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """Set `field` (meta mark or ct mark) to `value`, to the other mark (`copy`), or to the value `map` has for `fields`."""
+
+    field: Literal["meta mark", "ct mark"]
+    value: str = ""
+    copy: Literal["", "meta mark", "ct mark"] = ""
+    fields: tuple[FieldName, ...] = ()
+    map: str = ""
+
+
+Statement = Verdict | VerdictMap | Nat | SetMark
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRule:
+    """All `matches` hold -> `statement`. `why` is one short phrase for people; it becomes part of the rule's comment."""
+
+    matches: tuple[Match, ...]
+    statement: Statement
+    why: str = ""
+    owner: str = ""
+    counter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain is hooked: nft(8) "Chains". `priority` is a number; `policy` what happens at its end."""
+
+    type: Literal["filter", "nat", "route"]
+    hook: Literal["prerouting", "input", "forward", "output", "postrouting"]
+    priority: int
+    policy: Literal["accept", "drop"] = "accept"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    name: str
+    rules: tuple[FilterRule, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NftSet:
+    """A set, or a map where `value` names what its elements map to ("verdict", "ipv4_addr . inet_service", "mark").
+
+    `key` is the type of the key, fields joined by " . " ("ipv4_addr . inet_proto . inet_service"). `interval` says that
+    keys may be ranges and CIDRs. `elements` maps the key's text to the value's text ("" in a set); `owners` names, for
+    keys that came from an object of the document, that object's id. Keys are written in ONE canonical way (as
+    `nft -j list` gives them back, fields joined by " . "): addresses and CIDRs canonical, a one-address CIDR without
+    its length, protocols as tcp udp icmp ipv6-icmp or a number, ports as numbers, ranges as "a-b".
+    """
+
+    name: str
+    key: str
+    value: str = ""
+    interval: bool = False
+    elements: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    owners: Mapping[str, str] = field(default_factory=lambda: EMPTY, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The whole of table `inet narthex`: its sets by name and its chains in order."""
+
+    sets: Mapping[str, NftSet] = field(default_factory=lambda: MappingProxyType({}))
+    chains: tuple[Chain, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a machine shall be: the whole of it that is ours. Two equal States make two equal machines."""
+
+    files: tuple[File, ...] = ()
+    units: tuple[Unit, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    links: tuple[Link, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    ruleset: Ruleset = field(default_factory=Ruleset)
+    probes: tuple[str, ...] = ()  # addresses to try (gateways) as evidence for confirm
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """One object that a change touches: `before` and `after` are its models, None where it is not there."""
+
+    collection: str
+    id: str
+    before: object | None
+    after: object | None

@@ -1,0 +1,191 @@
+"""Generations and journal on disk: one append-only file of JSON lines, and one file per whole document.
+
+The journal decides after a crash: a generation that was begun and not kept never was. Every line is on the disk before
+the step it speaks of is taken. A torn last line was never relied upon and is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+KEEP = 100  # generations kept for rollback
+WHOLE_EVERY = 200  # changes after which a whole document is stored anew, so that reading back stays short
+
+
+class StoreError(Exception):
+    """The disk refused: full, read-only or broken. Nothing was recorded."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One generation. `document` names a file with the whole; a change has `base` and `operations` instead."""
+
+    generation: int
+    at: float  # seconds since the epoch
+    kind: Literal["put", "patch", "rollback", "same"]
+    digest: str
+    document: str = ""
+    base: int = 0
+    operations: list[Any] = field(default_factory=list)
+    status: Literal["begun", "awaiting", "kept", "undone"] = "begun"
+    deadline: float = 0.0
+    why: str = ""
+    plan: list[Any] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Store:
+    """The journal under `folder`. One process at a time: the agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[int, Record] = {}
+        self._changes = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "documents").mkdir(exist_ok=True)
+        self._path = folder / "journal"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._read()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    # --- reading
+
+    def _read(self) -> None:
+        raw = self._path.read_bytes()
+        good = raw.rfind(b"\n") + 1
+        if good != len(raw):
+            os.ftruncate(self._fd, good)
+        for line in raw[:good].splitlines():
+            event = json.loads(line)
+            if event["event"] == "begin":
+                record = Record(**event["record"])
+                self.records[record.generation] = record
+            elif record := self.records.get(event["generation"]):  # type: ignore[assignment]
+                for key, value in event["set"].items():
+                    setattr(record, key, value)
+
+    def head(self) -> Record | None:
+        """The last generation that was kept: what the machine shall be after a crash."""
+        kept = [r for r in self.records.values() if r.status == "kept"]
+        return max(kept, key=lambda r: r.generation, default=None)
+
+    def open_ended(self) -> list[Record]:
+        """Generations begun and neither kept nor undone: at start they are undone."""
+        return [r for r in self.records.values() if r.status in ("begun", "awaiting")]
+
+    def last(self) -> int:
+        """The highest generation ever begun and not undone."""
+        return max((r.generation for r in self.records.values() if r.status != "undone"), default=0)
+
+    def way_to(self, generation: int) -> tuple[bytes, list[list[Any]]]:
+        """(the whole document's bytes, the operations of each change since) that make `generation`.
+
+        Raises KeyError where it is not kept any more.
+        """
+        changes: list[list[Any]] = []
+        record = self.records[generation]
+        while not record.document:
+            if record.operations:
+                changes.append(record.operations)
+            record = self.records[record.base]
+        return (self.folder / "documents" / record.document).read_bytes(), changes[::-1]
+
+    # --- writing
+
+    def begin(self, record: Record, document: bytes | None) -> None:
+        """Record that `record` will be tried. Raises StoreError with nothing recorded."""
+        try:
+            if document is not None:
+                record.document = f"{record.generation}.json"
+                write_durably(self.folder / "documents" / record.document, document)
+            self._append({"event": "begin", "record": _plain(record)})
+        except OSError as error:
+            raise StoreError(f"cannot journal generation {record.generation}: {error.strerror}") from None
+        self.records[record.generation] = record
+        self._changes = 0 if document is not None else self._changes + 1
+
+    def note(self, record: Record, **changes: Any) -> None:
+        """Record what became of `record`. Raises StoreError; the record in memory is then unchanged."""
+        try:
+            self._append({"event": "note", "generation": record.generation, "set": changes})
+        except OSError as error:
+            raise StoreError(f"cannot journal generation {record.generation}: {error.strerror}") from None
+        for key, value in changes.items():
+            setattr(record, key, value)
+
+    def wants_whole(self) -> bool:
+        """True when the next change should be stored as a whole document."""
+        return self._changes >= WHOLE_EVERY
+
+    def _append(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        end = os.fstat(self._fd).st_size
+        try:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fdatasync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, end)  # half a line must not stand before the next one
+            raise
+
+    def prune(self) -> None:
+        """Forget all but the last KEEP generations and what they stand on. Rewrites the journal, atomically."""
+        kept = sorted(g for g, r in self.records.items() if r.status == "kept")
+        if len(self.records) <= 2 * KEEP:
+            return
+        needed: set[int] = set()
+        for generation in kept[-KEEP:]:
+            while generation not in needed:
+                needed.add(generation)
+                if self.records[generation].document:
+                    break
+                generation = self.records[generation].base
+        recent = set(sorted(self.records)[-KEEP:])
+        keep = {g: r for g, r in sorted(self.records.items()) if g in needed or (g in recent and r.status == "undone")}
+        lines = [json.dumps({"event": "begin", "record": _plain(r)}) for r in keep.values()]
+        write_durably(self._path, ("\n".join(lines) + "\n").encode())
+        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        os.close(self._fd)
+        self._fd, self.records = fd, keep
+        for path in self._documents():
+            if int(path.stem) not in keep:
+                path.unlink()
+
+    def _documents(self) -> Iterator[Path]:
+        return (p for p in (self.folder / "documents").iterdir() if p.suffix == ".json" and p.stem.isdigit())
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in Record.__slots__}
+
+
+def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write so that after a crash there is the old content or the new, whole. Raises OSError with the old in place."""
+    new = path.with_name(f".{path.name}.new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,59 @@
+"""Drift: what nobody pushed. Events from the kernel and a timer; the engine observes, heals or reports.
+
+An event is only a reason to look: it carries no truth. What our own commits cause is let pass, because the engine has
+verified it; whatever slips through, the timer finds.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from appliance.engine import Engine
+from appliance.events import Events
+from appliance.log import Log
+
+SETTLE = 0.2  # seconds after the first event in which more may come: one look for all of them
+PAUSE = 1.0  # seconds between two looks, so that a quarrel with another program costs little
+
+
+class Watch(threading.Thread):
+    """Runs until `stop()`. `seconds` between two looks of the timer."""
+
+    def __init__(self, engine: Engine, log: Log, seconds: float, events: Events | None = None) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.engine, self.log, self.seconds = engine, log, seconds
+        self.events = events
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        if self.events is None:
+            self.events = Events()
+        next_look = self.engine.host.monotonic() + self.seconds
+        while not self._stop.is_set():
+            wait = max(0.0, min(0.5, next_look - self.engine.host.monotonic()))
+            reason, by = self._heard(wait)
+            self.engine.expire()
+            due = self.engine.host.monotonic() >= next_look
+            if not reason and not due:
+                continue
+            try:
+                self.engine.heal(reason or "timer", by)
+            except Exception as error:  # the watch must outlive whatever it meets
+                self.log.error("watch", error=f"{type(error).__name__}: {error}")
+            next_look = self.engine.host.monotonic() + self.seconds
+            if reason:
+                self._stop.wait(PAUSE)
+
+    def _heard(self, wait: float) -> tuple[str, str]:
+        """(the kinds of what changed, who did it) among the events of others; empty where there were none."""
+        assert self.events is not None
+        first = self.events.read(wait)
+        if not first:
+            return "", ""
+        self._stop.wait(SETTLE)
+        heard = [e for e in (*first, *self.events.read(0.0)) if not self.engine.own(e)]
+        by = sorted({e.by for e in heard if e.by})
+        return ", ".join(sorted({e.kind for e in heard})), ", ".join(by)

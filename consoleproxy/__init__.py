@@ -1,0 +1,1 @@
+"""The console proxy role: not built yet; the room is kept so that names do not move."""

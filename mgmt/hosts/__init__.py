@@ -1,0 +1,1 @@
+"""Where an appliance runs: one driver each behind driver.py."""

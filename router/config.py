@@ -1,0 +1,193 @@
+"""What a router may be asked to be. Models only: meaning across objects is in checks.py, the packets' in oracle.py.
+
+Both address families have their place from the first version; where this version serves IPv4 alone, checks.py says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from appliance.document import Model
+from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
+
+Protocol = Literal["tcp", "udp", "icmp", "any"] | Annotated[int, Field(ge=0, le=255)]
+
+
+class Ports(Model):
+    """A range of ports, both ends in it. One port: first and last alike."""
+
+    first: Port
+    last: Port
+
+    @model_validator(mode="after")
+    def ordered(self) -> Ports:
+        if self.last < self.first:
+            raise ValueError(f"the range ends ({self.last}) before it starts ({self.first}); swap them")
+        return self
+
+
+class Interface(Model):
+    """A network interface, named by its MAC. The first of `addresses` is its own; a public one has a `gateway`."""
+
+    id: Identifier
+    mac: Mac
+    use: Literal["control", "public", "guest", "private"]
+    addresses: tuple[HostCidr, ...] = ()
+    gateway: Address | None = None
+    gateway6: Address | None = None
+    mtu: Mtu = 1500
+
+
+class Egress(Model):
+    """What a network's guests may reach outside: `default`, and the rules in `Config.egress` are its exceptions."""
+
+    default: Literal["allow", "deny"] = "allow"
+
+
+class ClasslessRoute(Model):
+    """A route given to guests by DHCP option 121 (RFC 3442)."""
+
+    destination: Cidr
+    via: Address
+
+
+class Dhcp(Model):
+    """DHCP of one network. Known hosts only, unless `first`/`last` give a range for strangers.
+
+    `lease` is in seconds, None for infinite. An option that is None is what the router itself is (router, DNS) or is
+    left out (the others); an empty tuple sends none.
+    """
+
+    enabled: bool = True
+    first: Address | None = None
+    last: Address | None = None
+    lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
+    routers: tuple[Address, ...] | None = None
+    dns: tuple[Address, ...] | None = None
+    ntp: tuple[Address, ...] = ()
+    search: tuple[Hostname, ...] = ()
+    mtu: Mtu | None = None
+    routes: tuple[ClasslessRoute, ...] = ()
+
+
+class Network(Model):
+    """A guest network behind one interface. `cidr` is the subnet of one of the interface's addresses.
+
+    `source_nat` is the public address its guests go out by, None for no translation. `upstream` are the name servers
+    asked for what we don't know ourselves.
+    """
+
+    id: Identifier
+    interface: Identifier
+    cidr: Cidr
+    domain: Hostname | None = None
+    source_nat: Address | None = None
+    egress: Egress = Egress()
+    dhcp: Dhcp = Dhcp()
+    dns: bool = True
+    upstream: tuple[Address, ...] = ()
+
+
+class Forward(Model):
+    """A port forward: what comes to `address`:`ports` goes to `target`:`target_ports` (None: the same ports).
+
+    `sources` says who may use it (empty: anyone). Of two forwards of one port the one with sources is asked first;
+    forwards of one port whose sources overlap are refused. The firewall of `address` must allow the port as well.
+    """
+
+    id: Identifier
+    protocol: Literal["tcp", "udp"]
+    address: Address
+    ports: Ports
+    target: Address
+    target_ports: Ports | None = None
+    sources: tuple[Cidr, ...] = ()
+
+
+class StaticNat(Model):
+    """A public address that is a guest's own, in and out. Forwards of the same address are refused."""
+
+    id: Identifier
+    address: Address
+    target: Address
+
+
+class Firewall(Model):
+    """One thing that may come in to a public address (default: nothing). `ports` for tcp and udp, None for all.
+
+    icmp: `type` and `code`, None for any. `sources` empty: anyone. It judges every new connection to the address,
+    from wherever it comes, by the port and address it was sent to.
+    """
+
+    id: Identifier
+    address: Address
+    protocol: Protocol
+    ports: Ports | None = None
+    icmp_type: Annotated[int, Field(ge=0, le=255)] | None = None
+    icmp_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    sources: tuple[Cidr, ...] = ()
+
+
+class EgressRule(Model):
+    """An exception to a network's egress default: from `sources` to `destinations` (empty: any)."""
+
+    id: Identifier
+    network: Identifier
+    protocol: Protocol
+    ports: Ports | None = None
+    icmp_type: Annotated[int, Field(ge=0, le=255)] | None = None
+    icmp_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    sources: tuple[Cidr, ...] = ()
+    destinations: tuple[Cidr, ...] = ()
+
+
+class StaticRoute(Model):
+    """A route of the router itself. The interface is the one in whose subnet `via` lies."""
+
+    id: Identifier
+    destination: Cidr
+    via: Address
+
+
+class Host(Model):
+    """A guest's interface: its lease and its names. `default` False: this network isn't its way out, so that it gets
+    no gateway, no DNS and no domain here (a machine with two interfaces has one default)."""
+
+    id: Identifier
+    network: Identifier
+    mac: Mac
+    address: Address
+    name: Label
+    default: bool = True
+    lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
+    dns: tuple[Address, ...] | None = None
+    routers: tuple[Address, ...] | None = None
+
+
+class Record(Model):
+    """An extra DNS record: A/AAAA, CNAME, TXT, MX or SRV in `network` (None: answered to every network)."""
+
+    id: Identifier
+    name: Hostname
+    type: Literal["A", "AAAA", "CNAME", "TXT", "MX", "SRV"]
+    value: Annotated[Text, Field(min_length=1)]
+    priority: Annotated[int, Field(ge=0, le=65535)] = 0
+    weight: Annotated[int, Field(ge=0, le=65535)] = 0
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
+class Config(Model):
+    """A router. Every object has an id, unique in its collection; order means nothing here."""
+
+    interfaces: tuple[Interface, ...]
+    networks: tuple[Network, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    static_nats: tuple[StaticNat, ...] = ()
+    firewall: tuple[Firewall, ...] = ()
+    egress: tuple[EgressRule, ...] = ()
+    routes: tuple[StaticRoute, ...] = ()
+    hosts: tuple[Host, ...] = ()
+    records: tuple[Record, ...] = ()
+    upstream: tuple[Address, ...] = ()

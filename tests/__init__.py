@@ -1,0 +1,1 @@
+"""The tests, in tiers: lint, unit, property, netns."""

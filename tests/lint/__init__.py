@@ -1,0 +1,1 @@
+"""Linters and import rules, run as tests."""
