@@ -584,6 +584,11 @@ class Engine:
             config = self.current.config if number == self.current.number else self._load(number).config
             return self._whole(number, config)
 
+    def state_of(self, number: int) -> State:
+        """The State of a kept generation, compiled anew. Raises KeyError."""
+        with self.lock:
+            return self.current.state if number == self.current.number else self._load(number).state
+
     # --- timing
 
     @contextmanager

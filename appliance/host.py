@@ -11,6 +11,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appliance import conntrack, nftelement, probe
+from appliance.events import Event
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError, fingerprint
@@ -81,6 +83,15 @@ class Host(Protocol):
     def probe(self, state: State) -> str:
         """Evidence, in words, of whether the state's gateways answer."""
 
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
+        """Run a tool: (exit status, output, error output)."""
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Bytes and packets of every link, both ways."""
+
+    def own(self, event: Event) -> bool:
+        """Did we cause this event ourselves?"""
+
     def now(self) -> float: ...
     def monotonic(self) -> float: ...
 
@@ -93,6 +104,7 @@ class LinuxHost:
         self.netlink = netlink or Netlink()
         self.nft = Nft(self.run)
         self._fingerprint = ""
+        self._started: deque[int] = deque(maxlen=256)  # pids of our own tools, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._loaded = Path(settings.run_dir) / "loaded"
 
@@ -102,14 +114,19 @@ class LinuxHost:
         """Run a tool: (exit status, output, error output). Raises HostError where it is missing or hangs."""
         self.metrics.process(argv[0])
         try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=seconds, check=False)
+            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         except FileNotFoundError:
             raise HostError(f"{argv[0]} is not installed", f"no such program: {argv[0]}") from None
-        except subprocess.TimeoutExpired:
-            raise HostError(f"{argv[0]} did not answer within {seconds:g} s and was ended", " ".join(argv)) from None
         except OSError as error:
             raise HostError(f"{argv[0]} cannot be started: {error.strerror}", " ".join(argv)) from None
-        return done.returncode, done.stdout, done.stderr
+        self._started.append(process.pid)
+        with process:
+            try:
+                out, err = process.communicate(stdin, seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise HostError(f"{argv[0]} did not answer within {seconds:g} s and was ended", " ".join(argv)) from None
+        return process.returncode, out, err
 
     def now(self) -> float:
         return time.time()
@@ -192,6 +209,8 @@ class LinuxHost:
         gone = step.after is None
         if isinstance(part, Ruleset):
             self.nft.apply(step.text)
+            if step.whole or not (isinstance(step.before, Ruleset) and step.before.chains is part.chains):
+                self._fingerprint = ""
         elif isinstance(part, Sysctl):
             _sysctl_path(part.key).write_text(part.value)
         elif isinstance(part, Link):
@@ -267,19 +286,12 @@ class LinuxHost:
         if listing is None:
             return Ruleset()
         seen = observed(listing, wished)
-        if self._fingerprint and seen.chains == wished.chains and fingerprint(listing) != self._fingerprint:
-            return replace(seen, chains=())  # the marks are right and the rules are not: replace the table
+        if seen == wished:
+            mark = fingerprint(listing)
+            if self._fingerprint and mark != self._fingerprint:
+                return replace(seen, chains=())  # the marks are right and the rules are not: replace the table
+            self._fingerprint = mark
         return seen
-
-    def remember(self, state: State) -> None:
-        """Take the fingerprint anew at the next whole observation that finds nothing amiss."""
-        self._fingerprint = ""
-
-    def fingerprint(self, wished: Ruleset) -> None:
-        """Hold later observations against the rules as they stand now."""
-        listing = self.nft.list()
-        if listing is not None and observed(listing, wished) == wished:
-            self._fingerprint = fingerprint(listing)
 
     def _files(self, wished: State, others: Sequence[State]) -> tuple[File, ...]:
         found = []
@@ -370,6 +382,17 @@ class LinuxHost:
             if isinstance(step.before, Flows):
                 found += [{"owner": step.owner, "flow": flow} for flow in conntrack.flows(step.before)[:100]]
         return found[:500]
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        found = {}
+        for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
+            name, _, numbers = line.partition(":")
+            n = [int(word) for word in numbers.split()]
+            found[name.strip()] = {"bytes_in": n[0], "packets_in": n[1], "bytes_out": n[8], "packets_out": n[9]}
+        return found
+
+    def own(self, event: Event) -> bool:
+        return event.pid in self._started
 
     def probe(self, state: State) -> str:
         results = probe.probe_gateways(state.probes, 2.0) if state.probes else []

@@ -8,6 +8,7 @@ document is small, comparable and JSON as it stands.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -91,16 +92,57 @@ def subnet(text: str) -> str:
     return str(IPNetwork(text).cidr)
 
 
-@lru_cache(maxsize=8192)
+def number(text: str) -> int:
+    """A canonical address as a number. IPv4 by hand: netaddr takes 20 us for one."""
+    if ":" in text:
+        return int(IPAddress(text))
+    a, b, c, d = text.split(".")
+    return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)
+
+
 def bounds(text: str) -> tuple[int, int]:
-    """The first and the last address of a network (or of one address) as numbers."""
-    net = IPNetwork(text)
-    return net.first, net.last
+    """The first and the last address of a canonical network (or of one address) as numbers."""
+    if ":" in text:
+        net = IPNetwork(text)
+        return net.first, net.last
+    head, _, length = text.partition("/")
+    host_bits = (1 << 32 - int(length or 32)) - 1
+    first = number(head) & ~host_bits
+    return first, first | host_bits
 
 
 def merged(cidrs: tuple[str, ...]) -> tuple[str, ...]:
-    """The same addresses in the fewest disjoint networks, sorted; one-address networks without their length."""
-    return tuple(shortest(str(net)) for net in cidr_merge(list(cidrs)))
+    """The same addresses in the fewest disjoint networks, sorted; a one-address network without its length."""
+    if any(":" in c for c in cidrs):
+        return tuple(shortest(str(net)) for net in cidr_merge(list(cidrs)))
+    return tuple(n for first, last in _spans(sorted(map(bounds, cidrs))) for n in _networks(first, last))
+
+
+def _spans(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Sorted ranges of numbers, those that touch made one."""
+    start, end = -1, -2
+    for first, last in ranges:
+        if first > end + 1:
+            if start >= 0:
+                yield start, end
+            start, end = first, last
+        else:
+            end = max(end, last)
+    if start >= 0:
+        yield start, end
+
+
+def _networks(first: int, last: int) -> Iterator[str]:
+    """The fewest IPv4 networks that make up a range of addresses."""
+    while first <= last:
+        size = min(first & -first or 1 << 32, 1 << (last - first + 1).bit_length() - 1)
+        yield shortest(f"{dotted(first)}/{33 - size.bit_length()}")
+        first += size
+
+
+def dotted(number: int) -> str:
+    """The text of an IPv4 address given as a number."""
+    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
 def shortest(network: str) -> str:

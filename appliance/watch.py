@@ -54,6 +54,6 @@ class Watch(threading.Thread):
         if not first:
             return "", ""
         self._stop.wait(SETTLE)
-        heard = [e for e in (*first, *self.events.read(0.0)) if not self.engine.own(e)]
+        heard = [e for e in (*first, *self.events.read(0.0)) if not self.engine.host.own(e)]
         by = sorted({e.by for e in heard if e.by})
         return ", ".join(sorted({e.kind for e in heard})), ", ".join(by)

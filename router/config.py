@@ -53,6 +53,9 @@ class ClasslessRoute(Model):
     via: Address
 
 
+Servers = Annotated[tuple[Address, ...], Field(max_length=16)]  # an option has 255 bytes, the whole answer 576
+
+
 class Dhcp(Model):
     """DHCP of one network. Known hosts only, unless `first`/`last` give a range for strangers.
 
@@ -64,12 +67,18 @@ class Dhcp(Model):
     first: Address | None = None
     last: Address | None = None
     lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
-    routers: tuple[Address, ...] | None = None
-    dns: tuple[Address, ...] | None = None
-    ntp: tuple[Address, ...] = ()
+    routers: Servers | None = None
+    dns: Servers | None = None
+    ntp: Servers = ()
     search: tuple[Hostname, ...] = ()
     mtu: Mtu | None = None
-    routes: tuple[ClasslessRoute, ...] = ()
+    routes: Annotated[tuple[ClasslessRoute, ...], Field(max_length=27)] = ()  # with the default 252 bytes at most
+
+    @model_validator(mode="after")
+    def short(self) -> Dhcp:
+        if sum(len(name) + 2 for name in self.search) > 255:
+            raise ValueError("the search list is longer than a DHCP option, 255 bytes; shorten it")
+        return self
 
 
 class Network(Model):
@@ -162,8 +171,8 @@ class Host(Model):
     name: Label
     default: bool = True
     lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
-    dns: tuple[Address, ...] | None = None
-    routers: tuple[Address, ...] | None = None
+    dns: Servers | None = None
+    routers: Servers | None = None
 
 
 class Record(Model):
@@ -173,6 +182,7 @@ class Record(Model):
     name: Hostname
     type: Literal["A", "AAAA", "CNAME", "TXT", "MX", "SRV"]
     value: Annotated[Text, Field(min_length=1)]
+    network: Identifier | None = None
     priority: Annotated[int, Field(ge=0, le=65535)] = 0
     weight: Annotated[int, Field(ge=0, le=65535)] = 0
     port: Annotated[int, Field(ge=0, le=65535)] = 0

@@ -1,0 +1,184 @@
+"""FakeHost: a machine in memory that validates, for tests of everything above the door.
+
+It refuses what the kernel and the daemons would: a route over a link that is down or missing, a jump to no chain, a
+reload of a unit that does not run. `fail_at` breaks the n-th commit; `lie` makes a commit say yes and do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from appliance.host import CheckError, HostError
+from appliance.plan import Flows, Step
+from appliance.state import (
+    Address,
+    Facts,
+    File,
+    Link,
+    LinkFact,
+    Nat,
+    Route,
+    Rule,
+    Ruleset,
+    SetMark,
+    State,
+    Sysctl,
+    Unit,
+    Verdict,
+    VerdictMap,
+)
+
+
+def facts(*macs: str, control: str = "") -> Facts:
+    """Facts of a machine whose interfaces eth0, eth1, ... have these MACs; the first is the control interface."""
+    links = {mac: LinkFact(f"eth{i}", mac, i + 2, 1500, True) for i, mac in enumerate(macs)}
+    return Facts("fake", links, control or (macs[0] if macs else ""))
+
+
+@dataclass
+class FakeHost:
+    """Implements appliance.host.Host. What it is stands in `machine`; what was done in `done`."""
+
+    known: Facts
+    machine: State = field(default_factory=State)
+    done: list[Step] = field(default_factory=list)
+    ended: list[Flows] = field(default_factory=list)
+    clock: float = 1_000_000.0
+    fail_at: int = -1  # the n-th commit from now on fails
+    fail_for: int = 1  # so many commits in a row
+    lie_at: int = -1  # the n-th commit from now on says yes and does nothing
+    refuse: list[dict[str, str]] = field(default_factory=list)  # what the dry check says
+    on_commit: Callable[[Step], None] | None = None
+
+    def facts(self) -> Facts:
+        return self.known
+
+    def now(self) -> float:
+        return self.clock
+
+    def monotonic(self) -> float:
+        return self.clock
+
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
+        raise HostError(f"{argv[0]} is not installed", "a fake machine has no programs")
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def remember(self, state: State) -> None:
+        pass
+
+    def own(self, event: Any) -> bool:
+        return False
+
+    def check(self, steps: Sequence[Step], after: State) -> None:
+        if self.refuse:
+            raise CheckError(self.refuse)
+        for step in steps:
+            if isinstance(step.after, Unit):
+                _need(not set(step.after.checks) - {f.path for f in after.files}, f"{step}: a file to check is missing")
+
+    def commit(self, step: Step) -> None:
+        if self.on_commit:
+            self.on_commit(step)
+        self.lie_at -= 1
+        if self.lie_at == -1:
+            return
+        self.fail_at -= 1
+        if -1 - self.fail_for < self.fail_at <= -1:
+            raise HostError(f"{step}: broken on purpose", "evidence of the fake")
+        self.done.append(step)
+        part = step.after if step.after is not None else step.before
+        if isinstance(part, Flows):
+            self.ended.append(part)
+        elif isinstance(part, Ruleset):
+            _valid(part)
+            self.machine = replace(self.machine, ruleset=part)
+        else:
+            self._change(step, part)
+
+    def _change(self, step: Step, part: Any) -> None:
+        m = self.machine
+        gone = step.after is None
+        names = {link.name for link in self.known.links.values()}
+        if isinstance(part, Sysctl):
+            self.machine = replace(m, sysctls=_with(m.sysctls, part, lambda p: p.key, gone))
+        elif isinstance(part, Link):
+            _need(gone or part.name in names, f"{step}: no such device")
+            self.machine = replace(m, links=_with(m.links, part, lambda p: p.name, gone))
+        elif isinstance(part, Address):
+            _need(gone or part.link in names, f"{step}: no such device")
+            self.machine = replace(m, addresses=_with(m.addresses, part, lambda p: (p.link, p.cidr), gone))
+        elif isinstance(part, Route):
+            up = {link.name for link in m.links if link.up}
+            _need(gone or part.link in up | {"lo"}, f"{step}: network is down")
+            key: Callable[[Route], Any] = lambda p: (p.destination, p.table, p.metric)  # noqa: E731
+            self.machine = replace(m, routes=_with(m.routes, part, key, gone))
+        elif isinstance(part, Rule):
+            self.machine = replace(m, rules=_with(m.rules, part, lambda p: p, gone))
+        elif isinstance(part, File):
+            _need(gone or part.path.startswith("/"), f"{step}: not an absolute path")
+            self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
+        elif isinstance(part, Unit):
+            running = {u.name for u in m.units}
+            _need(step.verb not in ("reload", "restart", "stop") or part.name in running, f"{step}: not active")
+            _need(step.verb == "stop" or bool(part.command), f"{step}: no command")
+            self.machine = replace(m, units=_with(m.units, part, lambda p: p.name, step.verb == "stop"))
+
+    def observe(self, wished: State, others: Sequence[State]) -> State:
+        m = self.machine
+        known = {f.path for s in (wished, *others) for f in s.files}
+        managed = {link.name for link in wished.links}
+        keys = {s.key for s in wished.sysctls}
+        return replace(
+            m,
+            files=tuple(f for f in m.files if f.path in known),
+            links=tuple(link for link in m.links if link.name in managed),
+            addresses=tuple(a for a in m.addresses if a.link in managed),
+            sysctls=tuple(s for s in m.sysctls if s.key in keys),
+            probes=wished.probes,
+        )
+
+    def look(self, steps: Sequence[Step], wished: State) -> State:
+        return self.observe(wished, [])
+
+    def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        return [{"owner": s.owner, "flow": s.name} for s in steps if s.kind == "flows"]
+
+    def probe(self, state: State) -> str:
+        return "a fake machine has no gateways"
+
+
+def _with(parts: tuple[Any, ...], part: Any, key: Callable[[Any], Any], gone: bool) -> tuple[Any, ...]:
+    rest = tuple(p for p in parts if key(p) != key(part))
+    return rest if gone else (*rest, part)
+
+
+def _need(good: bool, words: str) -> None:
+    if not good:
+        raise HostError(words)
+
+
+def _valid(ruleset: Ruleset) -> None:
+    """What nft would refuse: a reference to a chain or set that isn't there, a field count that isn't the set's."""
+    chains = {c.name for c in ruleset.chains}
+    _need(len(chains) == len(ruleset.chains), "two chains of one name")
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            s = rule.statement
+            if isinstance(s, Verdict) and s.chain:
+                _need(s.chain in chains, f"{chain.name}: jump to {s.chain}, which is not there")
+            looked = [(m.set, m.fields) for m in rule.matches if m.set]
+            if isinstance(s, VerdictMap | Nat | SetMark) and s.map:
+                looked.append((s.map, s.fields))
+            for name, fields in looked:
+                _need(name in ruleset.sets, f"{chain.name}: no set {name}")
+                _need(len(fields) == len(ruleset.sets[name].key.split(" . ")), f"{chain.name}: fields of {name}")
+    for name, item in ruleset.sets.items():
+        _need(name == item.name, f"set {item.name} stands under {name}")
+        if item.value == "verdict":
+            for key, value in item.elements.items():
+                word, _, target = value.partition(" ")
+                _need(not target or target in chains, f"{name} {key}: {word} to {target}, which is not there")

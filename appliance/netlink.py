@@ -1,0 +1,245 @@
+"""Links, addresses, routes and policy rules of this machine: read, set, added, removed; no process is started.
+
+"Ours" are the routes and rules that carry our protocol number (rtnl.PROTOCOL), and all permanent addresses of the links
+that a State names: an appliance owns its interfaces wholly. What is read back is in the vocabulary of state.py, and
+where it equals the wish it is the wished part itself, so that `plan(observed, after)` is empty on a machine that is
+right. Every change may be made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
+from pathlib import Path
+from socket import AF_INET, AF_INET6, if_nametoindex
+from typing import TypeVar
+
+from appliance import arp, rtnl, wire
+from appliance.state import Address, Link, LinkFact, Route, Rule
+from appliance.wire import NetlinkError as NetlinkError
+
+PROTOCOL = rtnl.PROTOCOL
+_SETTINGS = Path("/proc/sys/net/ipv4/conf")
+
+P = TypeVar("P", Link, Address, Route, Rule)
+
+
+class Netlink:
+    """The machine's network by rtnetlink(7), on a socket that is kept. Any thread may call; calls take turns."""
+
+    def __init__(self) -> None:
+        # strict: the kernel filters dumps by what the request's header says
+        self._channel = wire.Channel(wire.ROUTE, strict=True)
+        self._packets = arp.open_socket()
+
+    def close(self) -> None:
+        self._channel.close()
+        self._packets.close()
+
+    @property
+    def port(self) -> int:
+        """The port that events.py reports for what this object did."""
+        return self._channel.port
+
+    # --- observe ---
+
+    def facts(self) -> dict[str, LinkFact]:
+        """All links that have a MAC, by it; where several share one (a VLAN and its parent), the oldest."""
+        found: dict[str, LinkFact] = {}
+        for link in sorted(self._links(), key=lambda link: link.index):
+            if link.mac:
+                found.setdefault(link.mac, link)
+        return found
+
+    def observe_links(self, wished: Iterable[Link]) -> tuple[Link, ...]:
+        """The links that are wished for and there, as they are; an MTU that nobody wishes is not looked at."""
+        there = {link.name: link for link in self._links()}
+        return tuple(
+            _known(Link(w.name, found.mac, found.mtu if w.mtu else 0, found.up), {w: w})
+            for w in wished
+            if (found := there.get(w.name))
+        )
+
+    def observe_addresses(self, links: Iterable[str], wished: Iterable[Address] = ()) -> tuple[Address, ...]:
+        """All permanent addresses of these links, without the link-local ones of IPv6."""
+        known = {w: w for w in wished}
+        return tuple(_known(found, known) for name in dict.fromkeys(links) for found, _ in self._addresses(name))
+
+    def observe_routes(self, wished: Iterable[Route] = ()) -> tuple[Route, ...]:
+        """All routes of ours, whatever their table."""
+        known = {w: w for w in wished}
+        return tuple(
+            _known(found, known)
+            for family in (AF_INET, AF_INET6)
+            for body in self._dump("list routes", rtnl.GETROUTE, rtnl.route_question(family))
+            if (found := rtnl.route_part(body))
+        )
+
+    def observe_rules(self, wished: Iterable[Rule] = ()) -> tuple[Rule, ...]:
+        """All policy rules of ours."""
+        known = {w: w for w in wished}
+        return tuple(
+            _known(found, known)
+            for family in (AF_INET, AF_INET6)
+            for body in self._dump("list rules", rtnl.GETRULE, rtnl.rule_question(family))
+            if (found := rtnl.rule_part(body))
+        )
+
+    def way(self, address: str) -> tuple[str, str, str]:
+        """How a packet of ours gets to `address`: link, gateway or "", our source address. Raises NetlinkError."""
+        answers = self._do(f"find the way to {address}", rtnl.GETROUTE, rtnl.way_question(address))
+        index, gateway, source = rtnl.way(answers[0][1])
+        return rtnl.link_name(index), gateway, source
+
+    # --- change ---
+
+    def set_link(self, link: Link) -> None:
+        """Give a link its MTU, and set it up or down."""
+        what = f"set link {link.name}"
+        found = self._link(what, link.name)
+        if link.mac and found.mac != link.mac:
+            raise NetlinkError(what, f"it has the MAC {found.mac or 'of nobody'}, not {link.mac}")
+        if found.up != link.up or link.mtu not in (0, found.mtu):
+            self._do(what, rtnl.NEWLINK, rtnl.link_change(found.index, link.up, link.mtu))
+
+    def add_address(self, address: Address) -> None:
+        """Add an address. One that is there with another `connected` is taken away and added: no message changes that."""
+        what = f"add address {address.cidr} on {address.link}"
+        index = _index(what, address.link)
+        body = rtnl.address_body(address, index)
+        if not self._is_new(what, rtnl.NEWADDR, body):
+            found = {a.cidr: a for a, _ in self._addresses(address.link)}.get(address.cidr)
+            if found is not None and found.connected != address.connected:
+                self.remove_address(found)
+                self._do(what, rtnl.NEWADDR, body, wire.CREATE | wire.EXCL)
+
+    def remove_address(self, address: Address) -> None:
+        """Remove an address, and only that: secondaries that the kernel would take along are put back."""
+        what = f"remove address {address.cidr} on {address.link}"
+        try:
+            index = if_nametoindex(address.link)
+        except OSError:
+            return  # the link is gone, and all its addresses with it
+        keep = [] if _promotes(address.link) else self._secondaries(address)
+        self._do(what, rtnl.DELADDR, rtnl.address_body(address, index), met=(EADDRNOTAVAIL, ENODEV))
+        for lost in keep:
+            self.add_address(lost)
+
+    def add_route(self, route: Route) -> None:
+        """Add a route, in the place of the one with the same destination, table and metric."""
+        what = f"add route {_route(route)}"
+        body = rtnl.route_body(route, _index(what, route.link))
+        self._do(what, rtnl.NEWROUTE, body, wire.CREATE | wire.REPLACE)
+
+    def remove_route(self, route: Route) -> None:
+        """Remove a route of ours."""
+        try:
+            index = if_nametoindex(route.link)
+        except OSError:
+            return  # the kernel removed the routes with the link
+        body = rtnl.route_body(route, index)
+        self._do(f"remove route {_route(route)}", rtnl.DELROUTE, body, met=(ESRCH, ENODEV))
+
+    def add_rule(self, rule: Rule) -> None:
+        """Add a policy rule. An equal one of somebody else's does not count: it would go when they want it to."""
+        what = f"add rule {_rule(rule)}"
+        body = rtnl.rule_body(rule)
+        if not self._is_new(what, rtnl.NEWRULE, body) and rule not in self.observe_rules():
+            self._do(what, rtnl.NEWRULE, body, wire.CREATE)
+
+    def remove_rule(self, rule: Rule) -> None:
+        """Remove a policy rule of ours."""
+        self._do(f"remove rule {_rule(rule)}", rtnl.DELRULE, rtnl.rule_body(rule), met=(ENOENT, ESRCH))
+
+    def announce(self, link: str, cidr: str) -> bool:
+        """Gratuitous ARP for an IPv4 address, without waiting; False where none could be sent."""
+        address = cidr.partition("/")[0]
+        if ":" in address:
+            return False
+        mac = self._link(f"announce {cidr} on {link}", link).mac
+        return bool(mac) and arp.announce(self._packets, link, mac, address)
+
+    # --- inside ---
+
+    def _links(self) -> list[LinkFact]:
+        return [rtnl.link_fact(b) for b in self._dump("list links", rtnl.GETLINK, rtnl.link_question())]
+
+    def _link(self, what: str, name: str) -> LinkFact:
+        return rtnl.link_fact(self._do(what, rtnl.GETLINK, rtnl.link_question(name))[0][1])
+
+    def _addresses(self, link: str) -> list[tuple[Address, bool]]:
+        """(address, is it a secondary) of a link; nothing of one that is not there."""
+        try:
+            index = if_nametoindex(link)
+        except OSError:
+            return []
+        bodies = [
+            body
+            for family in (AF_INET, AF_INET6)
+            for body in self._dump(f"list addresses of {link}", rtnl.GETADDR, rtnl.address_question(family, index))
+        ]
+        return [found for body in bodies if (found := rtnl.address_part(body, link))]
+
+    def _secondaries(self, address: Address) -> list[Address]:
+        """The addresses that go with this one where the kernel does not promote them; none if it is one itself."""
+        found = self._addresses(address.link)
+        if any(secondary for there, secondary in found if there.cidr == address.cidr):
+            return []
+        return [there for there, secondary in found if secondary]
+
+    def _is_new(self, what: str, kind: int, body: bytes) -> bool:
+        """Add; False where there was one like it."""
+        try:
+            self._channel.ask(kind, body, wire.CREATE | wire.EXCL)
+        except wire.KernelError as refusal:
+            if refusal.errno != EEXIST:
+                raise NetlinkError(what, wire.words(refusal)) from None
+            return False
+        except OSError as error:
+            raise NetlinkError(what, wire.words(error)) from None
+        return True
+
+    def _do(self, what: str, kind: int, body: bytes, flags: int = 0, met: tuple[int, ...] = ()) -> list[wire.Message]:
+        """Ask for a change; an errno in `met` says that it is as wished already."""
+        try:
+            return self._channel.ask(kind, body, flags)
+        except wire.KernelError as refusal:
+            if refusal.errno in met:
+                return []
+            raise NetlinkError(what, wire.words(refusal)) from None
+        except OSError as error:
+            raise NetlinkError(what, wire.words(error)) from error
+
+    def _dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
+        try:
+            return [found for _, found in self._channel.dump(kind, body)]
+        except (wire.KernelError, OSError) as error:
+            raise NetlinkError(what, wire.words(error)) from None
+
+
+def _known(found: P, wished: Mapping[P, P]) -> P:
+    """The wished part itself where what was found equals it: it knows its owner."""
+    return wished.get(found, found)
+
+
+def _index(what: str, link: str) -> int:
+    try:
+        return if_nametoindex(link)
+    except OSError:
+        raise NetlinkError(what, f"ENODEV: there is no interface {link}") from None
+
+
+def _promotes(link: str) -> bool:
+    """Does the kernel make a secondary the primary when that is removed? (ip-sysctl: for `all` or for this link)"""
+    try:
+        return any((_SETTINGS / name / "promote_secondaries").read_text()[0] == "1" for name in ("all", link))
+    except OSError:
+        return False
+
+
+def _route(route: Route) -> str:
+    return f"{route.destination} via {route.via or route.link} table {route.table}"
+
+
+def _rule(rule: Rule) -> str:
+    return f"{rule.priority} to table {rule.table}"

@@ -1,0 +1,138 @@
+"""Meaning across a document's objects: everything that is wrong with it, at once, each with its place and
+remedy.
+
+The models have judged each field by itself. Here objects meet: topology.py (interfaces, networks, routes),
+claims.py (forwards, static NATs, firewall, egress), residents.py (hosts, records). A document without
+problems compiles, and the result is a ruleset that the kernel takes: whatever could make an overlap or a
+duplicate there is refused here.
+
+`revised` judges a change alone, given that the document before it was sound: the objects that were touched,
+and those they might clash with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from appliance.state import Facts, Problem, Touched
+from router.claims import (
+    clash_problems,
+    egress_problems,
+    firewall_problems,
+    forward_problems,
+    static_nat_problems,
+)
+from router.config import Config, Firewall, Forward, Host
+from router.residents import host_problems, record_problems, twin_problems
+from router.topology import (
+    Ground,
+    interface_problems,
+    listed,
+    network_problems,
+    route_problems,
+    survey,
+    v4_problems,
+)
+
+MOST_TOUCHED = 256  # more than this is checked whole
+_LOCAL = frozenset({"forwards", "firewall", "hosts"})
+_COLLECTIONS = (
+    "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "routes", "hosts", "records",
+)  # fmt: skip
+
+
+def problems(config: Config, facts: Facts | None = None) -> list[Problem]:
+    """All that is wrong with a document; with `facts`, also what does not fit the machine."""
+    return list(_all(config, facts))
+
+
+def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
+    yield from _identities(config)
+    yield from interface_problems(config)
+    if facts is not None:
+        yield from _plugged(config, facts)
+    ground = survey(config)
+    yield from network_problems(config, ground)
+    yield from v4_problems("config.upstream", config.upstream)
+    yield from route_problems(config)
+    static = {n.address: n for n in config.static_nats}
+    for forward in config.forwards:
+        yield from forward_problems(forward, ground, static)
+    yield from clash_problems(config.forwards)
+    yield from static_nat_problems(config, ground)
+    for rule in config.firewall:
+        yield from firewall_problems(rule, ground)
+    for exception in config.egress:
+        yield from egress_problems(exception, ground)
+    for host in config.hosts:
+        yield from host_problems(host, ground)
+    yield from twin_problems(config.hosts)
+    yield from record_problems(config, ground)
+
+
+def _identities(config: Config) -> Iterator[Problem]:
+    for collection in _COLLECTIONS:
+        ids = [o.id for o in getattr(config, collection)]
+        if len(set(ids)) < len(ids):
+            seen: set[str] = set()
+            for ident in ids:
+                if ident in seen:
+                    told = f"there are two objects of this id in {collection}; give each its own"
+                    yield Problem(f"config.{collection}[{ident}].id", told)
+                seen.add(ident)
+
+
+def _plugged(config: Config, facts: Facts) -> Iterator[Problem]:
+    for interface in config.interfaces:
+        path = f"config.interfaces[{interface.id}].mac"
+        if interface.mac not in facts.links:
+            told = f"no interface with MAC {interface.mac} is plugged; it has: {listed(sorted(facts.links))}"
+            yield Problem(path, told)
+        elif interface.use == "control" and facts.control and interface.mac != facts.control:
+            told = (
+                f"the control interface of this machine is {facts.control} by its seed, not {interface.mac}"
+            )
+            yield Problem(path, f"{told}; correct the MAC")
+
+
+# --- a change alone -----------------------------------------------------------------------------------------
+
+
+def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
+    """What a change made wrong in a document that was sound; None where the whole must be checked."""
+    if len(touched) > MOST_TOUCHED or any(t.collection not in _LOCAL for t in touched):
+        return None
+    ground = survey(config)
+    after = [t.after for t in touched]
+    return [
+        *_revised_forwards(config, [f for f in after if isinstance(f, Forward)], ground),
+        *(p for rule in after if isinstance(rule, Firewall) for p in firewall_problems(rule, ground)),
+        *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
+    ]
+
+
+def _revised_forwards(config: Config, forwards: list[Forward], ground: Ground) -> Iterator[Problem]:
+    if not forwards:
+        return
+    static = {n.address: n for n in config.static_nats}
+    for forward in forwards:
+        yield from forward_problems(forward, ground, static)
+    addresses = {f.address for f in forwards}
+    low, high = min(f.ports.first for f in forwards), max(f.ports.last for f in forwards)
+    near = [
+        f for f in config.forwards if f.address in addresses and f.ports.first <= high and f.ports.last >= low
+    ]
+    yield from clash_problems(near, frozenset(f.id for f in forwards))
+
+
+def _revised_hosts(config: Config, hosts: list[Host], ground: Ground) -> Iterator[Problem]:
+    if not hosts:
+        return
+    for host in hosts:
+        yield from host_problems(host, ground)
+    addresses, macs = {h.address for h in hosts}, {h.mac for h in hosts}
+    names = {h.name.lower() for h in hosts}
+    near = [h for h in config.hosts if h.address in addresses or h.mac in macs or h.name.lower() in names]
+    ids = {h.id for h in hosts}
+    # The touched last, so that a clash is told at the one that was changed.
+    yield from twin_problems(sorted(near, key=lambda h: h.id in ids))

@@ -1,0 +1,85 @@
+"""From a document to a State: the parts in order, put together. Pure.
+
+`compile` makes the whole; `revise` makes the same State from the one before and what a change touched, at the
+cost of the change, or says that the whole must be compiled. What `revise` leaves alone IS what it was:
+plan.py skips it by identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+
+from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
+from router.config import Config
+from router.dhcp import compile_dhcp, revise_dhcp
+from router.dns import compile_dns, revise_dns
+from router.egress import compile_egress
+from router.firewall import compile_firewall, revise_firewall
+from router.links import compile_links
+from router.nat import compile_nat, revise_forwards, revise_static_nats
+from router.routing import compile_routing
+
+MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
+_LOCAL = frozenset({"forwards", "static_nats", "firewall", "hosts"})
+_PARTS = (
+    compile_links,
+    compile_routing,
+    compile_firewall,
+    compile_egress,
+    compile_nat,
+    compile_dhcp,
+    compile_dns,
+)
+
+
+def compile(config: Config, facts: Facts) -> State:
+    """What the machine shall be. The config passed the checks. Raises LookupError for an absent MAC."""
+    return _together([part(config, facts) for part in _PARTS])
+
+
+def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Facts) -> State | None:
+    """`compile(config, facts)`, made from `state` by what was touched; None: compile the whole."""
+    by_collection: dict[str, list[Touched]] = {}
+    for t in touched:
+        by_collection.setdefault(t.collection, []).append(t)
+    if not by_collection.keys() <= _LOCAL or len(touched) > MOST_TOUCHED:
+        return None
+    ruleset = state.ruleset
+    if found := by_collection.get("forwards"):
+        ruleset = revise_forwards(ruleset, config, found)
+    if found := by_collection.get("static_nats"):
+        ruleset = revise_static_nats(ruleset, config, found, facts)
+    if found := by_collection.get("firewall"):
+        ruleset = revise_firewall(ruleset, config, found)
+    files: tuple[File, ...] | None = state.files
+    if found := by_collection.get("hosts"):
+        files = revise_dhcp(state.files, config, found, facts)
+        files = files if files is None else revise_dns(files, config, found, facts)
+    return None if files is None else replace(state, files=files, ruleset=ruleset)
+
+
+def _together(parts: list[State]) -> State:
+    """The parts one behind the other, and one ruleset: hooked chains first, the helpers by name."""
+    sets: dict[str, NftSet] = {}
+    hooked: list[Chain] = []
+    helpers: dict[str, Chain] = {}
+    for part in parts:
+        sets.update(part.ruleset.sets)
+        for chain in part.ruleset.chains:
+            if chain.hook is None:
+                helpers[chain.name] = chain
+            else:
+                hooked.append(chain)
+    chains = (*hooked, *sorted(helpers.values(), key=attrgetter("name")))
+    return State(
+        files=tuple(f for p in parts for f in p.files),
+        units=tuple(u for p in parts for u in p.units),
+        sysctls=tuple(s for p in parts for s in p.sysctls),
+        links=tuple(x for p in parts for x in p.links),
+        addresses=tuple(a for p in parts for a in p.addresses),
+        routes=tuple(r for p in parts for r in p.routes),
+        rules=tuple(r for p in parts for r in p.rules),
+        ruleset=Ruleset(sets, chains),
+        probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),
+    )

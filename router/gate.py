@@ -1,0 +1,284 @@
+"""What ingress, egress and restricted forwards share: elements that lead to small chains.
+
+A rule of the document becomes an element wherever a packet can be looked up exactly (protocol and port); the
+element's verdict is the rule's own, or a jump to a chain that asks what an element cannot: from where, to
+where, which icmp type, which wide range. Such a chain is named by a digest of its content, so that equal
+questions are asked by one chain, however many elements lead to it (a chain costs the kernel 35 us, an element
+9). A list of more than four CIDRs is one interval set, named by its digest too, shared by whoever has the
+same list.
+
+`amended` is the other half: the same ruleset after the elements of a few objects changed, at the cost of the
+change. Whatever is not touched stays the same object, and a chain or a set that nobody leads to any more
+goes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from operator import attrgetter
+
+from appliance.state import Chain, FieldName, FilterRule, Match, NftSet, Ruleset, Verdict
+from appliance.values import merged, shortest
+from router.config import EgressRule, Firewall
+
+EXACT_PORTS = 64  # a range up to this many ports is that many elements; a wider one is a rule in a chain
+INLINE_CIDRS = 4  # a list up to this long stands in the rule; a longer one is a set
+EVERYONE = "0.0.0.0/0"
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}
+
+Gated = Firewall | EgressRule
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Terms:
+    """What a packet must be, each "" or () for whatever: the texts of one rule's matches."""
+
+    protocol: str = ""
+    ports: str = ""
+    icmp_type: str = ""
+    icmp_code: str = ""
+    sources: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """The terms as conditions of one rule."""
+        texts: tuple[tuple[FieldName, str], ...] = (
+            ("meta l4proto", self.protocol),
+            ("th dport", self.ports),
+            ("icmp type", self.icmp_type),
+            ("icmp code", self.icmp_code),
+        )
+        plain = tuple(Match((field,), (text,)) for field, text in texts if text)
+        return (*plain, *among("ip saddr", self.sources), *among("ip daddr", self.destinations))
+
+    @property
+    def text(self) -> str:
+        """The terms in one line: the same terms, the same line."""
+        plain = f"{self.protocol}|{self.ports}|{self.icmp_type}|{self.icmp_code}"
+        return f"{plain}|{','.join(self.sources)}|{','.join(self.destinations)}"
+
+    @property
+    def sets(self) -> tuple[NftSet, ...]:
+        """The sets that the matches refer to."""
+        return tuple(cidr_set(c) for c in (self.sources, self.destinations) if len(c) > INLINE_CIDRS)
+
+
+ANYTHING = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """A shared chain, the sets it refers to, and the verdict of an element that leads to it."""
+
+    chain: Chain
+    sets: tuple[NftSet, ...]
+
+    @property
+    def verdict(self) -> str:
+        return f"jump {self.chain.name}"
+
+
+# --- a rule's terms -----------------------------------------------------------------------------------------
+
+
+def protocol_name(protocol: str | int) -> str:
+    """A protocol as nft prints it: a name for the four it has words for, else a number; "" for any."""
+    if isinstance(protocol, int):
+        return _PROTOCOLS.get(protocol, str(protocol))
+    return "" if protocol == "any" else protocol
+
+
+def exact_ports(rule: Gated) -> range | None:
+    """The ports of a rule that is elements, None for one that must be asked in a chain."""
+    ports = rule.ports
+    if ports is None or ports.last - ports.first >= EXACT_PORTS:
+        return None
+    return range(ports.first, ports.last + 1)
+
+
+def ends_of(rule: Gated) -> Terms:
+    """From where and to where: what is left to ask of a packet that an element has found."""
+    destinations = rule.destinations if isinstance(rule, EgressRule) else ()
+    if not rule.sources and not destinations:
+        return ANYTHING
+    return _ends(rule.sources, destinations)
+
+
+@lru_cache(maxsize=32768)
+def _ends(sources: tuple[str, ...], destinations: tuple[str, ...]) -> Terms:
+    found = Terms(sources=distinct(sources), destinations=distinct(destinations))
+    return found if found.sources or found.destinations else ANYTHING
+
+
+def terms_of(rule: Gated) -> Terms:
+    """Everything that a rule asks, for one that is not elements."""
+    icmp_type, icmp_code = rule.icmp_type, rule.icmp_code
+    return replace(
+        ends_of(rule),
+        protocol=""
+        if icmp_type is not None
+        else protocol_name(rule.protocol),  # the type says that it is icmp
+        ports=f"{rule.ports.first}-{rule.ports.last}" if rule.ports else "",
+        icmp_type="" if icmp_type is None else str(icmp_type),
+        icmp_code="" if icmp_code is None else str(icmp_code),
+    )
+
+
+def distinct(cidrs: tuple[str, ...]) -> tuple[str, ...]:
+    """The same addresses in the fewest networks, sorted; () where that is everyone."""
+    if len(cidrs) > 1:
+        return _distinct(cidrs)
+    return () if EVERYONE in cidrs else tuple(map(shortest, cidrs))
+
+
+@lru_cache(maxsize=2048)
+def _distinct(cidrs: tuple[str, ...]) -> tuple[str, ...]:
+    found = merged(cidrs)
+    return () if EVERYONE in found else found
+
+
+# --- shared chains and sets ---------------------------------------------------------------------------------
+
+
+def digest(text: str) -> str:
+    """Sixteen hex digits that name a content."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def among(field: FieldName, cidrs: tuple[str, ...]) -> tuple[Match, ...]:
+    """The condition that a field lies in distinct CIDRs: none for (), a set for a long list."""
+    if not cidrs:
+        return ()
+    if len(cidrs) <= INLINE_CIDRS:
+        return (Match((field,), cidrs),)
+    return (Match((field,), set=_set_name(cidrs)),)
+
+
+@lru_cache(maxsize=1024)
+def _set_name(cidrs: tuple[str, ...]) -> str:
+    return f"s_list_{digest(','.join(cidrs))}"
+
+
+@lru_cache(maxsize=256)
+def cidr_set(cidrs: tuple[str, ...]) -> NftSet:
+    """The shared set of distinct CIDRs."""
+    return NftSet(_set_name(cidrs), "ipv4_addr", interval=True, elements=dict.fromkeys(cidrs, ""))
+
+
+@lru_cache(maxsize=32768)
+def screen(prefix: str, terms: tuple[Terms, ...], verdict: Verdict, why: str) -> Screen:
+    """The chain of these terms, sorted and each once, that gives every packet that meets one the verdict."""
+    rules = tuple(FilterRule(t.matches, verdict, why) for t in terms)
+    name = f"{prefix}_{digest(' '.join((verdict.kind, *(t.text for t in terms))))}"
+    return Screen(Chain(name, rules), tuple(s for t in terms for s in t.sets))
+
+
+def asked(terms: Iterable[Terms]) -> tuple[Terms, ...]:
+    """Terms in the order in which a chain asks them, each once."""
+    return tuple(sorted(set(terms)))
+
+
+def owner_of(ids: list[str]) -> str:
+    """Whose an element is, short enough for its comment: one object's id, or the first's with the
+    number of others.
+
+    A blank in it says that several objects share the element: no id holds one.
+    """
+    return ids[0] if len(ids) == 1 else f"{min(ids)} and {len(ids) - 1} more"
+
+
+# --- elements by verdict ------------------------------------------------------------------------------------
+
+
+def open_to(rules: Sequence[Gated], verdict: Verdict, prefix: str, why: str) -> str | Screen:
+    """The verdict of an element that `rules` share: theirs where one is for everyone, else a screen."""
+    if len(rules) == 1:
+        ends = ends_of(rules[0])
+        return verdict.kind if ends is ANYTHING else screen(prefix, (ends,), verdict, why)
+    terms = asked(map(ends_of, rules))
+    return verdict.kind if ANYTHING in terms else screen(prefix, terms, verdict, why)
+
+
+def verdict_map(
+    name: str, key: str, verdicts: Mapping[str, str | Screen], groups: Mapping[str, Sequence[Gated]]
+) -> NftSet:
+    """The map of these verdicts, each owned by the rules of its group."""
+    elements = {k: text_of(v) for k, v in verdicts.items()}
+    owners = {k: owner_of([r.id for r in group]) for k, group in groups.items()}
+    return NftSet(name, key, "verdict", elements=elements, owners=owners)
+
+
+# --- the change of a few elements ---------------------------------------------------------------------------
+
+# map -> key -> (verdict or value, owner), or None where the key goes
+Edits = Mapping[str, Mapping[str, tuple[str | Screen, str] | None]]
+
+
+def text_of(value: str | Screen) -> str:
+    """An element's value as text."""
+    return value if isinstance(value, str) else value.verdict
+
+
+def amended(ruleset: Ruleset, edits: Edits) -> Ruleset:
+    """`ruleset` after `edits`: copies of the maps they change, the rest as it is."""
+    sets = dict(ruleset.sets)
+    come: dict[str, Screen] = {}
+    left: set[str] = set()
+    for name, changes in edits.items():
+        old = sets[name]
+        changed = {k: v for k, v in changes.items() if _differs(old, k, v)}
+        if not changed:
+            continue
+        new = sets[name] = _edited(old, changed)
+        come.update((v[0].chain.name, v[0]) for v in changed.values() if v and isinstance(v[0], Screen))
+        # A kind of chain is led to from one map only: its values tell whether a chain is still wanted.
+        leads = {verdict for k in changed if (verdict := old.elements.get(k, "")).startswith("jump ")}
+        left |= {verdict[5:] for verdict in leads if verdict not in new.elements.values()}
+    for screen in come.values():
+        sets.update((s.name, s) for s in screen.sets if s.name not in sets)
+    chains, gone = _rechained(ruleset.chains, [screen.chain for screen in come.values()], left)
+    if lists := {name for chain in gone for name in _lists(chain)}:
+        for name in lists - {name for chain in chains for name in _lists(chain)}:
+            del sets[name]
+    return Ruleset(sets, chains)
+
+
+def _differs(old: NftSet, key: str, change: tuple[str | Screen, str] | None) -> bool:
+    if change is None:
+        return key in old.elements
+    return old.elements.get(key) != text_of(change[0]) or old.owners.get(key) != change[1]
+
+
+def _edited(old: NftSet, changes: Mapping[str, tuple[str | Screen, str] | None]) -> NftSet:
+    elements, owners = dict(old.elements), dict(old.owners)
+    for key, change in changes.items():
+        if change is None:
+            del elements[key], owners[key]
+        else:
+            elements[key], owners[key] = text_of(change[0]), change[1]
+    return replace(old, elements=elements, owners=owners)
+
+
+def _rechained(
+    chains: tuple[Chain, ...], come: list[Chain], left: set[str]
+) -> tuple[tuple[Chain, ...], list[Chain]]:
+    """`chains` with some more and without others, and those others. Helpers stand by name."""
+    name_of = attrgetter("name")
+    hooked = next((i for i, c in enumerate(chains) if c.hook is None), len(chains))
+    changed = list(chains)
+    gone = [changed.pop(bisect_left(changed, name, hooked, key=name_of)) for name in sorted(left)]
+    for chain in come:
+        place = bisect_left(changed, chain.name, hooked, key=name_of)
+        if place == len(changed) or changed[place].name != chain.name:
+            changed.insert(place, chain)
+    return (tuple(changed) if gone or len(changed) > len(chains) else chains), gone
+
+
+def _lists(chain: Chain) -> set[str]:
+    """The shared lists of CIDRs that a chain refers to."""
+    return {m.set for r in chain.rules for m in r.matches if m.set.startswith("s_list_")}

@@ -1,0 +1,268 @@
+"""Translations: forwards and static NATs in, source NAT and static NAT out, and the hairpin between.
+
+    dstnat, dstnat_own   prerouting and output, nat -100: four lookups, the first that answers wins
+        m_forward_from   address . protocol . port -> a chain of translations by source
+        m_forward        address . protocol . port -> target . port
+        m_forward_range  address . protocol . ports -> target, the port stays (ranges that don't shift)
+        m_static_nat     address -> guest
+    srcnat               postrouting, nat 100
+        m_hairpin        a translated packet that leaves by the link it came by -> the router's address there
+        m_static_nat_out guest -> address
+        m_source_nat_<uplink>  network -> the public address of whoever leaves by that uplink
+
+A forward never opens anything: chain `forward` (firewall.py) accepts what was translated, and only after the
+firewall of the public address took it. A range is one element where the ports stay, because one key of an
+interval map can hold it; but such a map costs the kernel the square of its size, so whatever can be exact is
+exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from appliance.state import (
+    Chain,
+    Facts,
+    FieldName,
+    FilterRule,
+    Hook,
+    Match,
+    Nat,
+    NftSet,
+    Ruleset,
+    State,
+    Touched,
+    VerdictMap,
+)
+from router.config import Config, Forward, StaticNat
+from router.gate import INLINE_CIDRS, Screen, amended, among, cidr_set, digest, distinct, owner_of
+from router.links import link_names, own_addresses
+from router.routing import Uplink, uplink_of, uplinks
+
+SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
+PORT_KEY = "ipv4_addr . inet_proto . inet_service"
+_TRANSLATED = Match(("ct status",), ("dnat",))
+
+
+def compile_nat(config: Config, facts: Facts) -> State:
+    """The chains of destination and source NAT, with their maps."""
+    known = uplinks(config, facts)
+    forwards, screens = _forwards(config.forwards)
+    sources = _source_nats(config, known)
+    sets = [*forwards, *_static_nats(config, known), _hairpin(config, facts), *sources]
+    sets += [s for found in screens for s in found.sets]
+    return State(
+        ruleset=Ruleset(
+            {s.name: s for s in sets},
+            (
+                Chain("dstnat", _in_rules(), Hook("nat", "prerouting", -100)),
+                Chain("dstnat_own", _in_rules(), Hook("nat", "output", -100)),
+                Chain("srcnat", _out_rules(known), Hook("nat", "postrouting", 100)),
+                *(found.chain for found in screens),
+            ),
+        )
+    )
+
+
+def _in_rules() -> tuple[FilterRule, ...]:
+    return (
+        FilterRule((), VerdictMap(SENT_TO, "m_forward_from"), "forwards by source"),
+        FilterRule((), Nat("dnat", SENT_TO, "m_forward"), "forwards"),
+        FilterRule((), Nat("dnat", SENT_TO, "m_forward_range"), "forwards of ranges"),
+        FilterRule((), Nat("dnat", ("ip daddr",), "m_static_nat"), "static NAT in"),
+    )
+
+
+def _out_rules(known: tuple[Uplink, ...]) -> tuple[FilterRule, ...]:
+    outwards = Match(("oifname",), set="s_uplink")
+    return (
+        FilterRule(
+            (_TRANSLATED,), Nat("snat", ("iifname", "oifname"), "m_hairpin"), "back by the link it came by"
+        ),
+        FilterRule((outwards,), Nat("snat", ("ip saddr",), "m_static_nat_out"), "static NAT out"),
+        *(
+            FilterRule(
+                (Match(("oifname",), (u.link,)),),
+                Nat("snat", ("ip saddr",), _source_nat_map(u)),
+                "source NAT",
+                u.interface.id,
+            )
+            for u in sorted(known, key=lambda u: u.mark)
+        ),
+    )
+
+
+# --- forwards -----------------------------------------------------------------------------------------------
+
+# What one forward puts into a map: the map's name, the key and the value; a restricted forward's value is its
+# target.
+Element = tuple[str, str, str]
+
+
+def _elements(forward: Forward) -> Iterator[Element]:
+    ports, shift = forward.ports, _shift(forward)
+    head = f"{forward.address} . {forward.protocol} . "
+    if forward.sources:
+        for port in range(ports.first, ports.last + 1):
+            yield (
+                "m_forward_from",
+                f"{head}{port}",
+                f"{forward.target}:{port + shift}" if shift else forward.target,
+            )
+    elif ports.first != ports.last and not shift:
+        yield "m_forward_range", f"{head}{ports.first}-{ports.last}", forward.target
+    else:
+        for port in range(ports.first, ports.last + 1):
+            yield "m_forward", f"{head}{port}", f"{forward.target} . {port + shift}"
+
+
+def _shift(forward: Forward) -> int:
+    """How far the target's ports lie from the public ones."""
+    return forward.target_ports.first - forward.ports.first if forward.target_ports else 0
+
+
+def _forwards(forwards: Iterable[Forward]) -> tuple[tuple[NftSet, ...], list[Screen]]:
+    """The three maps of forwards, and the chains that m_forward_from leads to."""
+    values: dict[str, dict[str, str]] = {"m_forward": {}, "m_forward_range": {}, "m_forward_from": {}}
+    owners: dict[str, dict[str, str]] = {name: {} for name in values}
+    shared: dict[str, list[tuple[Forward, str]]] = {}
+    for forward in forwards:
+        for name, key, value in _elements(forward):
+            if name == "m_forward_from":
+                shared.setdefault(key, []).append((forward, value))
+            else:
+                values[name][key] = value
+                owners[name][key] = forward.id
+    screens = {key: _by_source(group) for key, group in shared.items()}
+    values["m_forward_from"] = {key: found.verdict for key, found in screens.items()}
+    owners["m_forward_from"] = {key: owner_of([f.id for f, _ in group]) for key, group in shared.items()}
+    kinds = {
+        "m_forward": "ipv4_addr . inet_service",
+        "m_forward_range": "ipv4_addr",
+        "m_forward_from": "verdict",
+    }
+    sets = (
+        NftSet(name, PORT_KEY, kinds[name], name == "m_forward_range", found, owners[name])
+        for name, found in values.items()
+    )
+    return tuple(sets), list(screens.values())
+
+
+def _by_source(group: Sequence[tuple[Forward, str]]) -> Screen:
+    """The chain of the forwards of one port, in any order: their sources are disjoint (checks.py)."""
+    return _choice(tuple(sorted((distinct(f.sources), to) for f, to in group)))
+
+
+@lru_cache(maxsize=32768)
+def _choice(targets: tuple[tuple[tuple[str, ...], str], ...]) -> Screen:
+    """The shared chain that translates to the target of whichever sources hold the packet's."""
+    rules = tuple(
+        FilterRule(among("ip saddr", c), Nat("dnat", to=to), "forward by source") for c, to in targets
+    )
+    text = " ".join(f"{','.join(cidrs)}>{to}" for cidrs, to in targets)
+    lists = tuple(cidr_set(cidrs) for cidrs, _ in targets if len(cidrs) > INLINE_CIDRS)
+    return Screen(Chain(f"pick_{digest(text)}", rules), lists)
+
+
+def revise_forwards(ruleset: Ruleset, config: Config, touched: Sequence[Touched]) -> Ruleset:
+    """`ruleset` after these forwards changed: their elements, and nobody else's."""
+    before = [t.before for t in touched if isinstance(t.before, Forward)]
+    after = [t.after for t in touched if isinstance(t.after, Forward)]
+    edits: dict[str, dict[str, tuple[str | Screen, str] | None]] = {
+        name: {} for name in ("m_forward", "m_forward_range", "m_forward_from")
+    }
+    for forward in before:
+        for name, key, _ in _elements(forward):
+            edits[name][key] = None
+    for forward in after:
+        for name, key, value in _elements(forward):
+            edits[name][key] = value, forward.id
+    if keys := edits["m_forward_from"].keys():
+        owners = ruleset.sets["m_forward_from"].owners
+        ids = {t.id for t in touched}
+        # An element of one owner who is touched has nobody else: only the others must be searched for.
+        shared = any(k in owners and owners[k] not in ids for k in keys)
+        groups: dict[str, list[tuple[Forward, str]]] = {}
+        for forward in _restricted(config.forwards, keys) if shared else after:
+            for name, key, value in _elements(forward):
+                if name == "m_forward_from" and key in keys:
+                    groups.setdefault(key, []).append((forward, value))
+        for key in keys:
+            group = groups.get(key)
+            edits["m_forward_from"][key] = (
+                (_by_source(group), owner_of([f.id for f, _ in group])) if group else None
+            )
+    return amended(ruleset, edits)
+
+
+def _restricted(forwards: Iterable[Forward], keys: Iterable[str]) -> list[Forward]:
+    """The forwards with sources on the addresses of these keys."""
+    addresses = {key.partition(" ")[0] for key in keys}
+    return [f for f in forwards if f.sources and f.address in addresses]
+
+
+# --- static NAT, source NAT, hairpin ------------------------------------------------------------------------
+
+
+def _static_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
+    """In, out, and the uplink that a guest's own flows take."""
+    found = [(n, _static_elements(n, known)) for n in config.static_nats]
+    for place, (name, value) in enumerate(_STATIC_MAPS.items()):
+        elements = {e[place][1]: e[place][2] for _, e in found}
+        owners = {e[place][1]: n.id for n, e in found}
+        yield NftSet(name, "ipv4_addr", value, elements=elements, owners=owners)
+
+
+_STATIC_MAPS: Mapping[str, str] = {
+    "m_static_nat": "ipv4_addr",
+    "m_static_nat_out": "ipv4_addr",
+    "m_uplink_host": "mark",
+}
+
+
+def _static_elements(nat: StaticNat, known: tuple[Uplink, ...]) -> tuple[Element, ...]:
+    return (
+        ("m_static_nat", nat.address, nat.target),
+        ("m_static_nat_out", nat.target, nat.address),
+        ("m_uplink_host", nat.target, str(uplink_of(nat.address, known).mark)),
+    )
+
+
+def revise_static_nats(ruleset: Ruleset, config: Config, touched: Sequence[Touched], facts: Facts) -> Ruleset:
+    """`ruleset` after these static NATs changed."""
+    known = uplinks(config, facts)
+    edits: dict[str, dict[str, tuple[str | Screen, str] | None]] = {name: {} for name in _STATIC_MAPS}
+    for nat in (t.before for t in touched):
+        if isinstance(nat, StaticNat):
+            for name, key, _ in _static_elements(nat, known):
+                edits[name][key] = None
+    for nat in (t.after for t in touched):
+        if isinstance(nat, StaticNat):
+            for name, key, value in _static_elements(nat, known):
+                edits[name][key] = value, nat.id
+    return amended(ruleset, edits)
+
+
+def _source_nat_map(uplink: Uplink) -> str:
+    return f"m_source_nat_{uplink.interface.id}"
+
+
+def _source_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
+    """For each uplink: what a network's guests become when they leave by it."""
+    networks = [n for n in config.networks if n.source_nat]
+    owners = {n.cidr: n.id for n in networks}
+    for uplink in known:
+        elements = {
+            n.cidr: n.source_nat if n.source_nat in uplink.addresses else uplink.addresses[0]
+            for n in networks
+        }
+        yield NftSet(_source_nat_map(uplink), "ipv4_addr", "ipv4_addr", True, elements, owners)
+
+
+def _hairpin(config: Config, facts: Facts) -> NftSet:
+    """Came in by a link and leaves by it: the router's first address there."""
+    found = link_names(config, facts, "guest", "private", "public", "control")
+    elements = {f"{link} . {link}": own[0] for link, i in found.items() if (own := own_addresses(i))}
+    owners = {f"{link} . {link}": i.id for link, i in found.items()}
+    return NftSet("m_hairpin", "ifname . ifname", "ipv4_addr", elements=elements, owners=owners)

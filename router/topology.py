@@ -1,0 +1,296 @@
+"""What a document's interfaces and networks are to each other: whether they fit, and whose an address is.
+
+`Ground` is what the other checks ask: which addresses are public, in which network an address lies. The
+checks of this file are those of interfaces, networks and static routes. Every problem names its place, the
+other object where there is one, and the remedy.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from appliance.state import Problem
+from appliance.values import bounds, is_v6, number, subnet
+from router.config import Config, Interface, Network
+from router.links import own_addresses
+from router.routing import Subnet, subnets, towards
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """A guest network: its bounds as numbers and the router's own addresses in it."""
+
+    network: Network
+    first: int
+    last: int
+    own: frozenset[str]
+
+    def why_not(self, address: str) -> str:
+        """Why no guest can have this IPv4 address, "" where one can."""
+        place = number(address)
+        if not self.first <= place <= self.last:
+            return f"{address} is not in network {self.network.id} ({self.network.cidr})"
+        if address in self.own:
+            return f"{address} is the router's own address in network {self.network.id}"
+        if self.last - self.first > 1 and place in (self.first, self.last):
+            return f"{address} is the network or broadcast address of {self.network.cidr}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Whose an address is: `public` by address, `lots` by network id, `order` by first address."""
+
+    public: Mapping[str, Interface]
+    lots: Mapping[str, Lot]
+    order: tuple[Lot, ...]
+    starts: tuple[int, ...]
+
+    def lot_of(self, address: str) -> Lot | None:
+        """The network in which an IPv4 address lies."""
+        wanted = number(address)
+        place = bisect_right(self.starts, wanted) - 1
+        return self.order[place] if place >= 0 and wanted <= self.order[place].last else None
+
+    def not_public(self, path: str, address: str) -> Iterator[Problem]:
+        """The problem of an address that should be a public one."""
+        if is_v6(address):
+            yield only_v4(path, address)
+        elif address not in self.public:
+            known = listed(self.public) or "none"
+            yield Problem(path, f"{address} is not an address of a public interface; those are: {known}")
+
+    def no_guest(self, path: str, address: str) -> Iterator[Problem]:
+        """The problem of an address that should be a guest's."""
+        if is_v6(address):
+            yield only_v4(path, address)
+        elif (lot := self.lot_of(address)) is None:
+            known = listed(f"{lot.network.id} ({lot.network.cidr})" for lot in self.order) or "none"
+            yield Problem(path, f"{address} is in no guest network; the networks are: {known}")
+        elif why := lot.why_not(address):
+            yield Problem(path, f"{why}; give a guest's address")
+
+
+def survey(config: Config) -> Ground:
+    """The ground of a document, as far as it makes sense."""
+    public = {a: i for i in config.interfaces if i.use == "public" for a in own_addresses(i)}
+    interfaces = {i.id: i for i in config.interfaces}
+    lots = {}
+    for network in config.networks:
+        if not is_v6(network.cidr):
+            first, last = bounds(network.cidr)
+            interface = interfaces.get(network.interface)
+            own = own_addresses(interface) if interface else ()
+            lots[network.id] = Lot(
+                network, first, last, frozenset(a for a in own if first <= number(a) <= last)
+            )
+    order = tuple(sorted(lots.values(), key=lambda lot: lot.first))
+    return Ground(public, lots, order, tuple(lot.first for lot in order))
+
+
+def only_v4(path: str, text: str) -> Problem:
+    """The problem of an IPv6 address or network."""
+    return Problem(path, f"this version serves IPv4, and {text} is IPv6; remove it")
+
+
+def v4_problems(path: str, texts: Iterable[str]) -> Iterator[Problem]:
+    """The IPv6 addresses and networks in a list."""
+    for text in texts:
+        if ":" in text:
+            yield only_v4(path, text)
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for a message: the first few and how many more."""
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
+# --- interfaces ---------------------------------------------------------------------------------------------
+
+
+def interface_problems(config: Config) -> Iterator[Problem]:
+    """Each interface by itself, then all of them among each other."""
+    controls = [i.id for i in config.interfaces if i.use == "control"]
+    if len(controls) != 1:
+        told = f"has {len(controls)} ({listed(controls)})" if controls else "has none"
+        yield Problem("config.interfaces", f"a router has one interface of use control; this document {told}")
+    for interface in config.interfaces:
+        yield from _interface(interface, f"config.interfaces[{interface.id}]")
+    yield from _shared_macs(config)
+    yield from _shared_addresses(config)
+    yield from _overlaps(config)
+
+
+def _interface(interface: Interface, path: str) -> Iterator[Problem]:
+    yield from v4_problems(f"{path}.addresses", interface.addresses)
+    if interface.gateway6 is not None:
+        yield only_v4(f"{path}.gateway6", interface.gateway6)
+    own = [cidr for cidr in interface.addresses if not is_v6(cidr)]
+    for cidr in own:
+        if why := _not_a_host(cidr):
+            yield Problem(f"{path}.addresses", f"{cidr} {why}; give the interface an address of its own")
+    if interface.use in ("public", "control") and not own:
+        yield Problem(f"{path}.addresses", f"a {interface.use} interface needs an IPv4 address; add one")
+    yield from _gateway(interface, f"{path}.gateway")
+
+
+def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
+    gateway = interface.gateway
+    if interface.use != "public":
+        if gateway is not None:
+            yield Problem(path, "only a public interface has a gateway; remove it, or write a static route")
+    elif gateway is None:
+        yield Problem(path, "a public interface needs a gateway; add the address of the next router")
+    elif is_v6(gateway):
+        yield only_v4(path, gateway)
+    elif gateway in own_addresses(interface):
+        yield Problem(path, f"{gateway} is the interface's own address; give the next router's")
+    elif (known := subnets((interface,))) and towards(gateway, known) is None:
+        told = listed(s.cidr for s in known)
+        yield Problem(
+            path, f"{gateway} is in no subnet of the interface ({told}); correct it, or the prefix lengths"
+        )
+
+
+def _not_a_host(cidr: str) -> str:
+    """Why an address with its length can be no interface's, "" where it can."""
+    address = cidr.partition("/")[0]
+    first, last = bounds(cidr)
+    if last - first > 1 and number(address) in (first, last):
+        return "is the network or broadcast address of its subnet"
+    if int(address.partition(".")[0]) in (0, 127) or number(address) >= 224 << 24:
+        return "is no unicast address"
+    return ""
+
+
+def _shared_macs(config: Config) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for interface in config.interfaces:
+        other = seen.setdefault(interface.mac, interface.id)
+        if other != interface.id:
+            path = f"config.interfaces[{interface.id}].mac"
+            yield Problem(path, f"interface {other} has the MAC {interface.mac} too; each has its own")
+
+
+def _shared_addresses(config: Config) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for interface in config.interfaces:
+        for address in own_addresses(interface):
+            path = f"config.interfaces[{interface.id}].addresses"
+            if address in seen:
+                yield Problem(
+                    path, f"{address} is an address of interface {seen[address]} already; remove one"
+                )
+            seen[address] = interface.id
+
+
+def _overlaps(config: Config) -> Iterator[Problem]:
+    """Two interfaces on overlapping subnets: only public ones may, for each has a table of its own."""
+    reach: Subnet | None = None
+    inner = [s for s in subnets(config.interfaces) if s.interface.use != "public"]
+    for here in sorted(inner, key=lambda s: (s.first, -s.last)):
+        if reach and here.first <= reach.last and here.interface is not reach.interface:
+            path = f"config.interfaces[{here.interface.id}].addresses"
+            other = f"{reach.cidr} of interface {reach.interface.id}"
+            yield Problem(path, f"subnet {here.cidr} overlaps {other}; give them separate subnets")
+        if reach is None or here.last > reach.last:
+            reach = here
+
+
+# --- networks -----------------------------------------------------------------------------------------------
+
+
+def network_problems(config: Config, ground: Ground) -> Iterator[Problem]:
+    """Each network by itself, then among each other."""
+    interfaces = {i.id: i for i in config.interfaces}
+    for network in config.networks:
+        path = f"config.networks[{network.id}]"
+        if is_v6(network.cidr):
+            yield only_v4(f"{path}.cidr", network.cidr)
+        else:
+            yield from _place(network, interfaces, path)
+        if network.source_nat is not None:
+            yield from ground.not_public(f"{path}.source_nat", network.source_nat)
+        yield from v4_problems(f"{path}.upstream", network.upstream)
+        yield from _dhcp(network, ground, f"{path}.dhcp")
+    for before, after in zip(ground.order, ground.order[1:], strict=False):
+        if after.first <= before.last:
+            path = f"config.networks[{after.network.id}].cidr"
+            other = f"{before.network.cidr} of network {before.network.id}"
+            yield Problem(path, f"{after.network.cidr} overlaps {other}; give them separate subnets")
+
+
+def _place(network: Network, interfaces: Mapping[str, Interface], path: str) -> Iterator[Problem]:
+    interface = interfaces.get(network.interface)
+    if interface is None:
+        known = listed(i.id for i in interfaces.values() if i.use == "guest") or "none"
+        told = f"there is no interface {network.interface}; those of use guest are: {known}"
+        yield Problem(f"{path}.interface", told)
+    elif interface.use != "guest":
+        told = f"interface {interface.id} is of use {interface.use}; a network needs one of use guest"
+        yield Problem(f"{path}.interface", told)
+    elif network.cidr not in (found := [subnet(a) for a in interface.addresses]):
+        known = listed(found) or "none"
+        told = f"{network.cidr} is no subnet of interface {interface.id}; those are: {known}"
+        yield Problem(f"{path}.cidr", f"{told}; add the router's address there, or correct the cidr")
+
+
+def _dhcp(network: Network, ground: Ground, path: str) -> Iterator[Problem]:
+    dhcp = network.dhcp
+    for name in ("routers", "dns", "ntp"):
+        yield from v4_problems(f"{path}.{name}", getattr(dhcp, name) or ())
+    for route in dhcp.routes:
+        yield from v4_problems(f"{path}.routes", (route.destination, route.via))
+    if (dhcp.first is None) != (dhcp.last is None):
+        yield Problem(path, "a range has both ends; give first and last, or neither")
+    if dhcp.first is None or dhcp.last is None or (lot := ground.lots.get(network.id)) is None:
+        return
+    for name, end in (("first", dhcp.first), ("last", dhcp.last)):
+        if is_v6(end):
+            yield only_v4(f"{path}.{name}", end)
+        elif not lot.first <= number(end) <= lot.last:
+            yield Problem(
+                f"{path}.{name}", f"{end} is not in {network.cidr}; the range lies inside the network"
+            )
+    if not is_v6(dhcp.first + dhcp.last) and number(dhcp.first) > number(dhcp.last):
+        yield Problem(path, f"the range ends ({dhcp.last}) before it starts ({dhcp.first}); swap them")
+
+
+# --- static routes ------------------------------------------------------------------------------------------
+
+
+def route_problems(config: Config) -> Iterator[Problem]:
+    """Each route's gateway is a neighbour, and each destination has one way."""
+    if not config.routes:
+        return
+    known = subnets(config.interfaces)
+    own = {a: i.id for i in config.interfaces for a in own_addresses(i)}
+    connected = {s.cidr: s.interface.id for s in known if s.interface.use != "public"}
+    uplink = next((i.id for i in config.interfaces if i.use == "public"), None)
+    seen: dict[str, str] = {}
+    for route in config.routes:
+        path, to, via = f"config.routes[{route.id}]", route.destination, route.via
+        yield from v4_problems(f"{path}.destination", (to,))
+        if is_v6(via):
+            yield only_v4(f"{path}.via", via)
+        elif via in own:
+            yield Problem(
+                f"{path}.via", f"{via} is the router's own address on {own[via]}; give the next router's"
+            )
+        elif towards(via, known) is None:
+            told = listed(s.cidr for s in known)
+            yield Problem(
+                f"{path}.via", f"{via} is in no subnet of an interface ({told}); it must be a neighbour"
+            )
+        if to in connected:
+            told = f"{to} is the subnet of interface {connected[to]} itself; remove the route"
+            yield Problem(f"{path}.destination", told)
+        if to == "0.0.0.0/0" and uplink is not None:
+            told = f"the default is the gateway of public interface {uplink}"
+            yield Problem(f"{path}.destination", f"{told}; remove the route, or change that gateway")
+        if (other := seen.setdefault(to, route.id)) != route.id:
+            yield Problem(f"{path}.destination", f"route {other} leads to {to} too; remove one of them")

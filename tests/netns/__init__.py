@@ -1,0 +1,1 @@
+"""Real kernel, real daemons, real packets between namespaces."""
