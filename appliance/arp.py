@@ -1,4 +1,4 @@
-"""ARP in our own hands: announcements, and the question who has an address. Frames go out by a packet socket (packet(7)).
+"""ARP in our own hands: announcements, and the question who has an address, by packet sockets (packet(7)).
 
 Raw frames pass no packet filter and wait for nobody: sending is one system call that does not block.
 """
@@ -18,7 +18,7 @@ _ANNOUNCEMENTS = 2  # RFC 5227, 1.1: ANNOUNCE_NUM; its ANNOUNCE_INTERVAL of 2 s 
 
 
 def request(mac: str, sender: str, target: str) -> bytes:
-    """An ARP request for `target` by the link with `mac`; `sender` "0.0.0.0" asks without saying who (RFC 5227, 1.1)."""
+    """An ARP request for `target` by the link with `mac`; `sender` "0.0.0.0" does not say who asks (RFC 5227, 1.1)."""
     own = bytes.fromhex(mac.replace(":", ""))
     addresses = (own, socket.inet_aton(sender), bytes(6), socket.inet_aton(target))
     return _FRAME.pack(_BROADCAST, own, ETH_P_ARP, 1, 0x0800, 6, 4, _REQUEST, *addresses)
@@ -42,7 +42,7 @@ def open_socket(hear: bool = False) -> socket.socket:
 
 
 def announce(out: socket.socket, link: str, mac: str, address: str) -> bool:
-    """Tell the link's neighbours that `address` is here (RFC 5227, 3). Never waits; False where nothing could go out."""
+    """Tell the link's neighbours that `address` is here (RFC 5227, 3). Never waits; False: nothing could go out."""
     frame = request(mac, address, address)
     try:
         return all(out.sendto(frame, (link, ETH_P_ARP)) for _ in range(_ANNOUNCEMENTS))

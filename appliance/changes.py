@@ -40,7 +40,7 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
         except DocumentError as error:
             problems += error.problems
             continue
-        ident = operation.object["id"] if isinstance(operation, Put) else operation.id
+        ident = new.id if new is not None else operation.id  # type: ignore[attr-defined,union-attr]
         where = places[name].get(ident)
         old = lists[name][where] if where is not None else None
         if new is None and old is None:
@@ -58,7 +58,10 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
     if problems:
         raise DocumentError(problems)
     removed = {t.collection for t in touched.values() if t.after is None}
-    update = {n: tuple(o for o in objects if o is not None) if n in removed else tuple(objects) for n, objects in lists.items()}
+    update = {
+        n: tuple(o for o in objects if o is not None) if n in removed else tuple(objects)
+        for n, objects in lists.items()
+    }
     kept = tuple(t for t in touched.values() if t.before != t.after)
     return Applied(config.model_copy(update=update), kept)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from appliance.state import Chain, Facts, FilterRule, Hook, Match, Ruleset, State, Verdict
+from appliance.state import Address, Chain, Facts, FilterRule, Hook, Link, Match, Ruleset, State, Sysctl, Verdict
 
 
-def closed(facts: Facts) -> State:
-    """A State whose only door is tcp 3922 and ping on the control interface."""
-    control = next((link.name for link in facts.links.values() if link.mac == facts.control), "")
+def closed(facts: Facts, control_address: str = "") -> State:
+    """A State whose only door is tcp 3922 and ping on the control interface.
+
+    That interface is up and has `control_address` (169.254.2.10/24, from the seed), so that undoing the first
+    document does not take away the way in.
+    """
+    link = facts.links.get(facts.control)
+    control = link.name if link else ""
     accept = Verdict("accept")
     rules = [
         FilterRule((Match(("ct state",), ("established", "related")),), accept, "established"),
@@ -19,6 +24,9 @@ def closed(facts: Facts) -> State:
         echo = (way_in, Match(("meta l4proto",), ("icmp",)), Match(("icmp type",), ("8",)))
         rules += [FilterRule(ssh, accept, "control: ssh"), FilterRule(echo, accept, "control: echo")]
     return State(
+        sysctls=(Sysctl("net.ipv4.ip_forward", "0"),),
+        links=(Link(control, facts.control),) if control else (),
+        addresses=(Address(control, control_address),) if control and control_address else (),
         ruleset=Ruleset(
             {},
             (

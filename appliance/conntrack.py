@@ -36,8 +36,8 @@ _WITH_PORTS = (6, 17, 33, 132, 136)  # tcp udp dccp sctp udplite
 _NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _FEW = 3  # so many filtered walks (10 ms each over 262,144 buckets) cost no more than listing 10,000 flows (40 ms)
 
-# Both tuples of a v4 flow with ports, as the kernel writes them. Each: 12 of headers, source, 4, destination, 8, protocol,
-# 7 of padding and header, source port, 6, destination port, 2
+# Both tuples of a v4 flow with ports, as the kernel writes them. Each: 12 of headers, source, 4, destination, 8,
+# protocol, 7 of padding and header, source port, 6, destination port, 2
 _TUPLES = Struct("!" + "12x4s4x4s8xB7xH6xH2x" * 2)
 _TUPLE_SIZE = 52
 _LENGTH = Struct("=H")
@@ -201,7 +201,9 @@ class _Index:
         return any(matcher.matches(found) for some in candidates if some for matcher in some)
 
 
-def _partial(source: bytes | None, destination: bytes | None, protocol: int | None, port: int | None) -> tuple[bytes, int]:
+def _partial(
+    source: bytes | None, destination: bytes | None, protocol: int | None, port: int | None
+) -> tuple[bytes, int]:
     """A tuple of only what is given, and the flags that say what that is. The kernel wants both addresses' places."""
     by, addresses, proto = 0, b"", b""
     if source is not None:
@@ -294,5 +296,5 @@ def flows(*wanted: Flows, most: int | None = None) -> list[str]:
 
 
 def end_flows(*wanted: Flows) -> int:
-    """End the live flows that any of `wanted` matches; how many. Ask for many at once: each question walks the table."""
+    """End the live flows that any of `wanted` matches; how many. Ask for many at once: each walks the table."""
     return _kept().end_flows(wanted)

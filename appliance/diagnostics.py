@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from appliance.document import DocumentError, Model, validate
-from appliance.host import Host, HostError
+from appliance.machine import Host, HostError
 from appliance.values import Address, Identifier
 
 

@@ -7,10 +7,11 @@ id against the generation they were made from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from appliance.state import Problem
@@ -19,6 +20,8 @@ from appliance.values import Identifier
 VERSION = 1
 MAX_BYTES = 64 << 20  # a larger body is refused unread; 10,000 of each object are about 4 MB
 
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # from version n to n + 1
 
 
@@ -26,6 +29,13 @@ class Model(BaseModel):
     """What every model of a document is: frozen, closed, strict (no number for a text, no text for a number)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=False)
+
+
+def _whole(value: object) -> object:
+    """A Literal takes true and 1.0 for 1; a document may not."""
+    if type(value) is not int:
+        raise ValueError(f"a whole number is wanted; this release reads version {VERSION}")
+    return value
 
 
 class Confirm(Model):
@@ -41,7 +51,7 @@ class Envelope(Model):
     """What stands around a config. `generation` grows with every document; `plan` is the hash of a plan that must
     still hold."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
     role: Literal["router", "ssvm", "consoleproxy"]
     generation: Annotated[int, Field(ge=1, le=2**53 - 1)]
     confirm: Confirm | None = None
@@ -96,16 +106,17 @@ def parse(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_BYTES:
         raise DocumentError([Problem("", f"the body is {len(body)} bytes; the limit is {MAX_BYTES}")])
     try:
-        raw = from_json(body, allow_inf_nan=False)
+        raw: Any = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise DocumentError([Problem("", f"not JSON: {error}")]) from None
     if not isinstance(raw, dict):
         raise DocumentError([Problem("", "not a JSON object; a document starts with {")])
     version = raw.get("version")
+    lifted: dict[str, Any] = raw
     while isinstance(version, int) and version in UPGRADES:
-        raw = UPGRADES[version](raw)
+        lifted = UPGRADES[version](lifted)
         version += 1
-    return raw
+    return lifted
 
 
 def validate(model: type[M], raw: object, prefix: str = "") -> M:
@@ -141,12 +152,16 @@ def path_of(loc: tuple[int | str, ...], raw: object, prefix: str) -> str:
     for step in loc:
         if isinstance(step, int):
             here = here[step] if isinstance(here, list) and step < len(here) else None
-            ident = here.get("id") if isinstance(here, dict) else None
-            text += f"[{ident if isinstance(ident, str) and len(ident) < 64 else step}]"
+            text += f"[{_name(here) or step}]"
+        elif not isinstance(here, dict) or (step not in here and here.get("op") == step):
+            continue  # the tag of a union is no place in the document
         else:
-            inner = here.get(step) if isinstance(here, dict) else None
-            if inner is None and isinstance(here, dict) and step not in here and here.get("op") == step:
-                continue  # a union's tag is no place in the document
-            here = inner
+            here = here.get(step)
             text += f".{step}" if text else step
     return text
+
+
+def _name(place: object) -> str:
+    """The id of an object in a collection, where it may stand in a path. Operations are known by their number."""
+    ident = place.get("id") if isinstance(place, dict) and "op" not in place else None
+    return ident if isinstance(ident, str) and _IDENTIFIER.fullmatch(ident) else ""

@@ -20,8 +20,8 @@ from pydantic_core import to_json
 from appliance.changes import Applied, apply_operations
 from appliance.closed import closed
 from appliance.document import Change, Document, DocumentError, Envelope, Model, parse, validate, validate_json
-from appliance.host import CheckError, Host, HostError
 from appliance.log import Log
+from appliance.machine import CheckError, Host, HostError
 from appliance.metrics import Metrics
 from appliance.plan import Step, diff, digest, outline, plan
 from appliance.roles import Role
@@ -108,11 +108,18 @@ class Engine:
         self.log, self.metrics = log, metrics
         self.lock = threading.RLock()
         self.drifts: list[Drift] = []
-        self.broken = ""  # why the machine is not its generation, when an undo or a heal failed
         self.awaiting: Awaiting | None = None
         self._facts = host.facts()
-        self.current = Generation(0, "", None, closed(self._facts))
+        self.current = Generation(0, "", None, closed(self._facts, settings.control_address))
+        self._trouble = ""  # why the machine is not `current`: an undo or a heal that failed
+        self._unmade = ""  # why the last kept generation is not `current`: it cannot be made any more
+        self._leftovers: list[State] = []  # what the machine may hold of States that were given up
         self._timings: dict[str, float] = {}
+
+    @property
+    def broken(self) -> str:
+        """Why the machine is not the last generation that was kept; "" where it is."""
+        return self._trouble or self._unmade
 
     # --- start
 
@@ -122,55 +129,75 @@ class Engine:
         A kept document that this agent cannot make any more leaves the machine closed and says so in `broken`.
         """
         with self.lock:
+            if self.store.unreadable:
+                self.log.error("journal", error=f"{self.store.unreadable} lines cannot be read; they were left out")
             left = self.store.open_ended()
-            head = self.store.head()
             for record in left:
                 self._note(record, status="undone", why="the agent stopped before it was kept; undone at start")
-            others = [s for s in (self._recompiled(r.generation) for r in left) if s]
-            if head is not None:
-                try:
-                    self.current = self._load(head.generation)
-                except (DocumentError, KeyError, OSError) as error:
-                    self.broken = f"generation {head.generation} cannot be made: {error}"
-                    self.log.error("start", generation=head.generation, error=str(error))
-            self._converge(self.current.state, others, "start")
+            self._leftovers = [s for s in (self._recompiled(r.generation) for r in left) if s]
+            self._resume()
+            self._converge(self.current.state, "start")
+
+    def _resume(self) -> None:
+        """Take up the last kept generation. Where it cannot be made, `_unmade` says why, and nothing else changes."""
+        head = self.store.head()
+        if head is None:
+            return
+        try:
+            self.current = self._load(head.generation)
+            self._unmade = ""
+        except Exception as error:  # an agent that does not start would be worse than a closed machine
+            self._unmade = f"generation {head.generation} cannot be made: {_words(error)}"
+            self.log.error("start", generation=head.generation, error=_words(error))
 
     def _recompiled(self, generation: int) -> State | None:
-        """The State that a crashed push was making: it names the files and units that may be left over."""
+        """The State that a crashed push was making: it names the files and links that may be left over."""
         try:
             return self._load(generation).state
-        except (DocumentError, KeyError, OSError):
+        except Exception:  # it may be the very document that ended the agent
             return None
 
     def _load(self, number: int) -> Generation:
-        """Generation `number` from the disk. Raises KeyError, OSError or DocumentError."""
-        body, changes = self.store.way_to(number)
-        config = self._decode(body).config
-        for operations in changes:
-            config = apply_operations(config, validate(Change, {**_CHANGE, "operations": operations}).operations).config
-        record = self.store.records[number]
+        """Generation `number` from the disk, compiled. Raises LookupError, OSError, HostError or DocumentError."""
+        config = self._config(number)
         self._facts = self.host.facts()
+        record = self.store.records[number]
         return Generation(number, record.digest, config, self.role.compile(config, self._facts), record)
 
-    def _converge(self, state: State, others: list[State], reason: str) -> tuple[Step, ...]:
-        """Observe the whole machine and make it `state`. Returns the steps that it took."""
-        observed = self.host.observe(state, others)
-        steps = plan(observed, state)
+    def _config(self, number: int) -> Any:
+        """The config of generation `number` from the disk. Raises KeyError, OSError or DocumentError."""
+        body, changes = self.store.way_to(number)
+        config = self._decode(parse(body)).config
+        for operations in changes:
+            config = apply_operations(config, validate(Change, {**_CHANGE, "operations": operations}).operations).config
+        return config
+
+    def _converge(self, state: State, reason: str) -> None:
+        """Observe the whole machine and make it `state`. A step that fails stops no other; `_trouble` is what is left."""
+        failed: list[str] = []
         try:
-            for step in steps:
-                self.host.commit(step)
-            rest = tuple(s for s in plan(self.host.observe(state, []), state) if s.kind != "flows")
-        except HostError as error:
-            self.broken = f"{reason}: {error}"
-            self.log.error(reason, error=str(error))
-            return steps
-        if rest:
-            self.broken = f"{reason}: still not as it should be: {', '.join(map(str, rest[:5]))}"
-            self.log.error(reason, error=self.broken)
-        elif not self.broken.startswith("generation"):
-            self.broken = ""
-        self.host.remember(state)
-        return steps
+            for step in plan(self.host.observe(state, self._leftovers), state):
+                try:
+                    self.host.commit(step)
+                except Exception as error:
+                    failed.append(_words(error))
+            rest = _of_machine(plan(self.host.observe(state, self._leftovers), state))
+        except Exception as error:
+            failed.append(_words(error))
+            self._trouble = f"{reason}: {failed[0]}"
+        else:
+            still = f"still not as it should be: {', '.join(map(str, rest[:5]))}"
+            self._trouble = f"{reason}: {'; '.join([*failed[:3], still])}" if rest else ""
+        if failed or self._trouble:
+            self.log.error(reason, error=self._trouble or f"converged all the same: {'; '.join(failed[:3])}")
+        if not self._trouble:
+            self._leftovers = []
+
+    def _steps_to(self, state: State) -> tuple[Step, ...]:
+        """The plan from what the machine is: what was verified last, or, where that does not hold, what is observed."""
+        if self._trouble:
+            return plan(self.host.observe(state, [self.current.state, *self._leftovers]), state)
+        return plan(self.current.state, state)
 
     # --- pushes
 
@@ -191,12 +218,15 @@ class Engine:
         with self.lock:
             try:
                 pushed = self._put(body, "") if "config" in parse(body) else self._patch(body, "")
-                steps = plan(self.current.state, pushed.state)
+                steps = self._steps_to(pushed.state)
                 self._check(steps, pushed.state)
+                flows = self.host.flows(steps)
             except Refused as refused:
                 return refused.answer
             except DocumentError as error:
                 return _problems(error.problems)
+            except HostError as error:
+                return _untouched(error)
             return Answer(
                 200,
                 {
@@ -204,7 +234,7 @@ class Engine:
                     "steps": outline(steps),
                     "diff": diff(self.current.state, pushed.state),
                     "units": [f"{s.verb} {s.name}" for s in steps if s.kind == "unit"],
-                    "flows": self.host.flows(steps),
+                    "flows": flows,
                     "confirm": self._demands(steps),
                     "plan": digest(steps),
                 },
@@ -217,11 +247,14 @@ class Engine:
             try:
                 with self._timed("decode"):
                     pushed = decode()
-                answer = self._transact(pushed)
+                is_same = pushed.config is self.current.config
+                answer = self._unchanged(pushed) if is_same else self._transact(pushed)
             except Refused as refused:
                 answer = refused.answer
             except DocumentError as error:
                 answer = _problems(error.problems)
+            except HostError as error:  # before the first step: what comes after it answers for itself
+                answer = _untouched(error)
             seconds = self.host.monotonic() - started
             self.metrics.pushed(answer.status, seconds)
             self.log.info(
@@ -233,41 +266,48 @@ class Engine:
             )
             return answer
 
-    def _decode(self, body: bytes) -> Document[Any]:
-        """The document in `body`. Raises DocumentError."""
-        raw = parse(body)
-        if raw.get("role") != self.settings.role and isinstance(raw.get("role"), str):
-            raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {raw['role']}")])
+    def _decode(self, raw: dict[str, Any]) -> Document[Any]:
+        """The document in `raw`. Raises DocumentError."""
         return validate_json(Document[self.role.Config], to_json(raw), raw)  # type: ignore[name-defined]
 
+    def _is_ours(self, raw: dict[str, Any]) -> None:
+        """Raises DocumentError where a document is for another role."""
+        role = raw.get("role")
+        if isinstance(role, str) and role != self.settings.role:
+            raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {role[:64]}")])
+
     def _put(self, body: bytes, connection: str) -> Pushed[Any]:
-        raw = parse(body)
-        number, current = raw.get("generation"), self.current
+        raw, current = parse(body), self.current
+        self._is_ours(raw)
         found = sha256(to_json(raw.get("config"))).hexdigest()
-        if isinstance(number, int) and found == current.digest and raw.get("role") == self.settings.role:
-            validate(Envelope, {k: v for k, v in raw.items() if k != "config"})
-            self._guard(number, same=True)
-            self._unchanged(number, found)
-        document = self._decode(body)
-        self._guard(document.generation)
-        if document.config == current.config:
-            self._unchanged(document.generation, found)
+        envelope: Envelope
+        if found == current.digest:
+            envelope, config = validate(Envelope, {k: v for k, v in raw.items() if k != "config"}), current.config
+        else:
+            envelope = document = self._decode(raw)
+            config = current.config if document.config == current.config else document.config
+        self._guard(envelope.generation, same=config is current.config)
+        pushed: Pushed[Any] = Pushed(
+            "put", envelope.generation, config, found, current.state,
+            envelope.confirm.seconds if envelope.confirm else None, envelope.plan, body, connection=connection,
+        )  # fmt: skip
+        if config is not current.config:
+            pushed.state = self._compiled(config)
+        return pushed
+
+    def _compiled(self, config: Any) -> State:
+        """The State of a whole config. Raises DocumentError with its problems."""
         self._facts = self.host.facts()
         with self._timed("checks"):
-            if problems := self.role.problems(document.config, self._facts):
+            if problems := self.role.problems(config, self._facts):
                 raise DocumentError(_under("config", problems))
         with self._timed("compile"):
-            state = self.role.compile(document.config, self._facts)
-        seconds = document.confirm.seconds if document.confirm else None
-        return Pushed(
-            "put", document.generation, document.config, found, state, seconds, document.plan, body, connection=connection
-        )
+            return self.role.compile(config, self._facts)
 
     def _patch(self, body: bytes, connection: str) -> Pushed[Any]:
         raw = parse(body)
+        self._is_ours(raw)
         change = validate(Change, raw)
-        if change.role != self.settings.role:
-            raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {change.role}")])
         current = self.current
         self._guard(change.generation)
         if change.base != current.number:
@@ -276,6 +316,10 @@ class Engine:
         if current.config is None:
             raise Refused(409, {"error": "there is no document to change; push a whole one", "current": 0})
         applied = apply_operations(current.config, change.operations)
+        seconds = change.confirm.seconds if change.confirm else None
+        if not applied.touched:
+            same = current.config, current.digest, current.state
+            return Pushed("patch", change.generation, *same, seconds, change.plan)
         with self._timed("checks"):
             problems = self.role.revised_problems(applied.config, applied.touched)
             if problems is None:
@@ -286,7 +330,6 @@ class Engine:
         with self._timed("compile"):
             state = self._revised(applied)
         found = sha256((current.digest + "+").encode() + to_json(operations)).hexdigest()
-        seconds = change.confirm.seconds if change.confirm else None
         pushed: Pushed[Any] = Pushed(
             "patch", change.generation, applied.config, found, state, seconds, change.plan, None, operations, connection
         )
@@ -304,13 +347,11 @@ class Engine:
             kept = sorted(g for g, r in self.store.records.items() if r.status == "kept")
             words = f"generation {number} is not kept; those that are: {_spans(kept)}"
             raise Refused(404, {"error": words, "current": self.current.number})
-        generation = self._load(number)
-        if problems := self.role.problems(generation.config, self._facts):
-            raise DocumentError(_under("config", problems))
-        new = self.store.last() + 1
+        self._guard_confirmation()
+        config, new = self._config(number), self.store.last() + 1
         return Pushed(
-            "rollback", new, generation.config, generation.digest, generation.state, None, None,
-            self._whole(new, generation.config), connection=connection,
+            "rollback", new, config, record.digest, self._compiled(config), None, None,
+            self._whole(new, config), connection=connection,
         )  # fmt: skip
 
     def _whole(self, number: int, config: Any) -> bytes:
@@ -318,33 +359,45 @@ class Engine:
 
     def _guard(self, number: int, same: bool = False) -> None:
         """Refuse what is older than what we have, and anything while a confirmation is awaited. Raises Refused."""
-        if self.awaiting and not (same and number == self.awaiting.generation.number):
-            words = f"generation {self.awaiting.generation.number} waits for its confirmation; confirm it or let it lapse"
-            raise Refused(409, {"error": words, "current": self.current.number})
+        if not (self.awaiting and same and number == self.awaiting.generation.number):
+            self._guard_confirmation()
         last = max(self.current.number, self.store.last())
         if number < last or (number == last and not same):
             words = f"generation {number} is stale; the machine is at {last}: use {last + 1} or higher"
             raise Refused(409, {"error": words, "current": self.current.number})
 
-    def _unchanged(self, number: int, found: str) -> None:
-        """Answer a document that is already so: remember its number, touch nothing. Always raises Refused."""
+    def _guard_confirmation(self) -> None:
         if self.awaiting:
-            raise Refused(202, self._waiting(0))
-        if number > self.current.number:
-            record = Record(number, self.host.now(), "same", found, base=self.current.number, status="kept")
+            number = self.awaiting.generation.number
+            words = f"generation {number} waits for its confirmation; confirm it or let it lapse"
+            raise Refused(409, {"error": words, "current": self.current.number})
+
+    def _unchanged(self, pushed: Pushed[Any]) -> Answer:
+        """Answer a document that is already so: remember its number, touch nothing that is right."""
+        if self.awaiting:
+            return Answer(202, self._waiting(0))
+        if self._trouble:
+            self._converge(self.current.state, "push")
+        if self._trouble:
+            words = "the document is as it was, and the machine is not as it says"
+            return Answer(500, {"error": words, "broken": self._trouble, "current": self.current.number})
+        if pushed.number > self.current.number:
+            base = self.current.number
+            record = Record(pushed.number, self.host.now(), "same", pushed.digest, base=base, status="kept")
             try:
                 self.store.begin(record, None)
             except StoreError as error:
-                raise Refused(500, {"error": str(error), "result": "nothing touched"}) from None
-            self.current = replace(self.current, number=number, digest=found, record=record)
-        raise Refused(200, {"generation": number, "result": "unchanged", "timings": self._timings})
+                return _untouched(error)
+            self.current = replace(self.current, number=pushed.number, digest=pushed.digest, record=record)
+            self.metrics.generation(pushed.number)
+        return Answer(200, {"generation": pushed.number, "result": "unchanged", "timings": self._rounded()})
 
     # --- the transaction itself
 
     def _transact(self, pushed: Pushed[Any]) -> Answer:
         before = self.current
         with self._timed("plan"):
-            steps = plan(before.state, pushed.state)
+            steps = self._steps_to(pushed.state)
         if pushed.demanded_plan is not None and digest(steps) != pushed.demanded_plan:
             words = "the plan is not the one demanded any more; ask for it again"
             raise Refused(412, {"error": words, "plan": digest(steps), "steps": outline(steps)})
@@ -362,7 +415,7 @@ class Engine:
             with self._timed("journal"):
                 self.store.begin(record, pushed.document)
         except StoreError as error:
-            raise Refused(500, {"error": str(error), "result": "nothing touched"}) from None
+            return _untouched(error)
         after = Generation(pushed.number, pushed.digest, pushed.config, pushed.state, record)
         failed = self._commit(steps) or self._verify(steps, pushed.state)
         if failed and failed.get("refused"):
@@ -379,9 +432,9 @@ class Engine:
         try:
             self.host.check(steps, state)
         except CheckError as error:
-            raise Refused(422, {"error": "a dry check refused it; nothing was touched", "problems": error.problems}) from None
-        except HostError as error:
-            raise Refused(500, {"error": str(error), "result": "nothing touched", "step": "check"}) from None
+            raise Refused(
+                422, {"error": "a dry check refused it; nothing was touched", "problems": error.problems}
+            ) from None
 
     def _commit(self, steps: tuple[Step, ...]) -> dict[str, Any] | None:
         """Take the steps. Returns the evidence where one fails."""
@@ -389,20 +442,18 @@ class Engine:
             with self._timed(step.kind):
                 try:
                     self.host.commit(step)
-                except HostError as error:
-                    return {
-                        "step": str(step), "object": step.owner, "evidence": error.evidence, "error": str(error),
-                        "refused": error.refused and step is steps[0],
-                    }  # fmt: skip
+                except Exception as error:  # whatever it is, the machine is half changed
+                    refused = isinstance(error, HostError) and error.refused and step is steps[0]
+                    return {"step": str(step), "object": step.owner, **_told(error), "refused": refused}
         return None
 
     def _verify(self, steps: tuple[Step, ...], state: State) -> dict[str, Any] | None:
         """Observe again what was touched; the second plan must be empty. Returns the evidence where it isn't."""
         with self._timed("verify"):
             try:
-                rest = [s for s in plan(self.host.look(steps, state), state) if s.kind != "flows"]
-            except HostError as error:
-                return {"step": "verify", "object": "", "evidence": error.evidence, "error": str(error)}
+                rest = _of_machine(plan(self.host.look(steps, state), state))
+            except Exception as error:
+                return {"step": "verify", "object": "", **_told(error)}
         if not rest:
             return None
         names = sorted({s.owner for s in rest if s.owner})
@@ -422,7 +473,10 @@ class Engine:
         except StoreError as error:
             return self._undone(before, after, {"step": "keep", "object": "", "evidence": "", "error": str(error)})
         self._adopt(after)
-        self.store.prune()
+        try:
+            self.store.prune()
+        except StoreError as error:
+            self.log.error("journal", error=str(error))  # it is as it was, and is tried again with the next push
         return Answer(
             200,
             {"generation": after.number, "result": "applied", "steps": taken, "timings": self._rounded()},
@@ -452,8 +506,8 @@ class Engine:
 
     def _adopt(self, after: Generation) -> None:
         self.current = after
-        self.broken = ""
-        self.host.remember(after.state)
+        self._trouble = self._unmade = ""
+        self._leftovers = []
         self.metrics.generation(after.number)
 
     def _undone(self, before: Generation, after: Generation, failed: Mapping[str, Any]) -> Answer:
@@ -479,13 +533,10 @@ class Engine:
         """Previous State, same code, from what is observed. Returns what is wrong where it cannot be reached."""
         self.metrics.undone()
         self.current = before
-        self.broken = ""
+        self._leftovers.append(after.state)
         with self._timed("undo"):
-            try:
-                self._converge(before.state, [after.state], "undo")
-            except HostError as error:
-                self.broken = f"undo: {error}"
-        return self.broken
+            self._converge(before.state, "undo")
+        return self._trouble
 
     def _note(self, record: Record, **changes: Any) -> None:
         """Note what became of a record where a full disk must not stop us: begun and not kept is undone anyway."""
@@ -510,11 +561,13 @@ class Engine:
                 return Answer(409, {"error": words, "current": self.current.number})
             if self.host.now() >= waiting.deadline:
                 self.expire()
-                return Answer(409, {"error": f"too late: generation {number} was undone", "current": self.current.number})
+                return Answer(
+                    409, {"error": f"too late: generation {number} was undone", "current": self.current.number}
+                )
             if connection and connection == waiting.connection:
                 words = "confirm over a new connection: this one is the push's own, and proves nothing"
                 return Answer(403, {"error": words, "current": self.current.number})
-            self.awaiting = None
+            self.awaiting, self._timings = None, {}
             return self._kept(waiting.previous, waiting.generation, 0)
 
     def expire(self) -> bool:
@@ -523,8 +576,11 @@ class Engine:
             waiting = self.awaiting
             if waiting is None or self.host.now() < waiting.deadline:
                 return False
-            self.awaiting = None
-            evidence = self.host.probe(waiting.generation.state)
+            try:
+                evidence = self.host.probe(waiting.generation.state)
+            except Exception as error:  # no evidence is no reason to leave it standing
+                evidence = _words(error)
+            self.awaiting, self._timings = None, {}
             words = f"not confirmed within {round(waiting.deadline - waiting.since)} s"
             self._undone(
                 waiting.previous,
@@ -543,19 +599,22 @@ class Engine:
     def heal(self, reason: str, by: str = "") -> Drift | None:
         """Observe the whole machine; heal or report what differs, by name. None where nothing does."""
         with self.lock:
+            if self._unmade:
+                self._resume()
             state = self.current.state
             try:
-                steps = tuple(s for s in plan(self.host.observe(state, []), state) if s.kind != "flows")
+                steps = _of_machine(plan(self.host.observe(state, self._leftovers), state))
             except HostError as error:
                 self.log.error("observe", error=str(error))
                 return None
             if not steps:
-                self.broken = "" if not self.broken.startswith("generation") else self.broken
+                self._trouble, self._leftovers = "", []
                 return None
             healed = False
-            if self.settings.heal == "heal":
-                self._converge(state, [], "heal")
-                healed = not self.broken
+            # What an undo of ours left is put right whatever the policy about others is.
+            if self.settings.heal == "heal" or self._trouble:
+                self._converge(state, "heal")
+                healed = not self._trouble
             drift = Drift(self.host.now(), outline(steps[:100]), reason, healed, by)
             self.drifts = [*self.drifts[-99:], drift]
             self.metrics.drifted(healed)
@@ -579,13 +638,13 @@ class Engine:
         return self._facts
 
     def document(self, number: int) -> bytes:
-        """Generation `number` as a whole document. Raises KeyError."""
+        """Generation `number` as a whole document. Raises KeyError, OSError or DocumentError."""
         with self.lock:
-            config = self.current.config if number == self.current.number else self._load(number).config
+            config = self.current.config if number == self.current.number else self._config(number)
             return self._whole(number, config)
 
     def state_of(self, number: int) -> State:
-        """The State of a kept generation, compiled anew. Raises KeyError."""
+        """The State of a kept generation, compiled anew. Raises LookupError, OSError or DocumentError."""
         with self.lock:
             return self.current.state if number == self.current.number else self._load(number).state
 
@@ -612,6 +671,27 @@ def _problems(problems: tuple[Problem, ...]) -> Answer:
     return Answer(422, {"error": "the document is refused; nothing was touched", "problems": told})
 
 
+def _untouched(error: Exception) -> Answer:
+    return Answer(500, {"error": str(error), "evidence": _told(error)["evidence"], "result": "nothing touched"})
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """An error's words, and the evidence where it brings some."""
+    return {"error": _words(error), "evidence": str(getattr(error, "evidence", "") or _words(error))}
+
+
+def _words(error: Exception) -> str:
+    """What an error says; those that nobody foresaw are named by their type too."""
+    if isinstance(error, HostError | DocumentError | StoreError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _of_machine(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Without the end of flows: those are a deed, and nothing that a machine is."""
+    return tuple(s for s in steps if s.kind != "flows")
+
+
 def _under(prefix: str, problems: list[Problem]) -> list[Problem]:
     return [p if p.path.startswith(prefix) else Problem(f"{prefix}.{p.path}", p.message) for p in problems]
 
@@ -628,13 +708,16 @@ def _on_way_in(step: Step, control: str) -> bool:
         return True
     if step.kind == "ruleset" and isinstance(step.before, Ruleset) and isinstance(step.after, Ruleset):
         return _doors(step.before, control) != _doors(step.after, control)
-    return step.kind == "file" and step.name.startswith(("/etc/ssh", "/etc/narthex"))
+    folder = step.name.rpartition("/")[0]
+    return step.kind == "file" and (folder == "/etc/narthex" or folder.startswith("/etc/ssh"))
 
 
 def _doors(ruleset: Ruleset, control: str) -> list[Any]:
-    """The rules that speak of the control interface, and the hooks whose end could close it."""
-    return [
-        [(r.matches, r.statement) for r in c.rules if any(control in m.values for m in r.matches)]
-        for c in ruleset.chains
-        if c.hook and c.hook.hook in ("input", "prerouting", "output")
-    ]
+    """What lets the manager in: the hooks, and in each the rules down to the last that names the control interface."""
+    doors = []
+    for chain in ruleset.chains:
+        if chain.hook and chain.hook.hook in ("input", "prerouting", "output"):
+            named = [i for i, rule in enumerate(chain.rules) if any(control in m.values for m in rule.matches)]
+            last = named[-1] + 1 if named else 0
+            doors.append((chain.hook, [(rule.matches, rule.statement) for rule in chain.rules[:last]]))
+    return doors

@@ -40,6 +40,7 @@ _RTNL_KINDS: dict[int, tuple[Kind, str]] = {
     rtnl.NEWRULE: ("rule", "added"),
     rtnl.DELRULE: ("rule", "removed"),
 }
+_BY_KERNEL = 2  # RTPROT_KERNEL
 _RECEIVE_BUFFER = 1 << 20
 _BUFFER = 65536
 _AT_ONCE = 500  # datagrams in one reading, so that a storm does not hold the reader
@@ -104,9 +105,7 @@ class Events:
 
 
 def _listening(family: int, groups: int) -> socket.socket:
-    opened = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family
-    )
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, family)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         if family == wire.NETFILTER:
@@ -167,6 +166,8 @@ def _rtnetlink_event(kind: int, port: int, body: bytes) -> Event | None:
         return None
     thing, verb = _RTNL_KINDS[kind]
     what, protocol = _READERS[thing](body)
+    if thing == "route" and protocol == _BY_KERNEL:
+        return None  # it follows an address that came or went, which is an event itself
     return Event(thing, f"{what} {verb}", port=port, protocol=protocol)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from appliance.host import CheckError, HostError
-from appliance.plan import Flows, Step
+from appliance.machine import CheckError, HostError
+from appliance.plan import Flows, Lost, Step
 from appliance.state import (
     Address,
     Facts,
@@ -67,9 +67,6 @@ class FakeHost:
     def counters(self) -> dict[str, dict[str, int]]:
         return {}
 
-    def remember(self, state: State) -> None:
-        pass
-
     def own(self, event: Any) -> bool:
         return False
 
@@ -91,8 +88,8 @@ class FakeHost:
             raise HostError(f"{step}: broken on purpose", "evidence of the fake")
         self.done.append(step)
         part = step.after if step.after is not None else step.before
-        if isinstance(part, Flows):
-            self.ended.append(part)
+        if isinstance(part, Lost):
+            self.ended += part.flows
         elif isinstance(part, Ruleset):
             _valid(part)
             self.machine = replace(self.machine, ruleset=part)

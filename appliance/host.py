@@ -1,4 +1,4 @@
-"""The only door out: the Host protocol, and LinuxHost, the real machine.
+"""The only door out: LinuxHost, the real machine behind the Host protocol of machine.py.
 
 The engine asks for five things: facts, a dry check, a step, an observation (of the whole machine, or of what some steps
 touched), and the clock. Links, addresses, routes and rules go to netlink.py, the packet filter to nft.py, processes to
@@ -17,15 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from appliance import conntrack, nftelement, probe
+from appliance import conntrack, nftelement, nftlist, probe
 from appliance.events import Event
+from appliance.machine import CheckError, HostError
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
-from appliance.nft import Nft, NftError, fingerprint
-from appliance.plan import Flows, Step
-from appliance.ruleset import changed_elements, observed, rule_digest
+from appliance.nft import Nft, NftError
+from appliance.plan import Lost, Step
+from appliance.ruleset import UNKNOWN, changed_elements, observed, rule_digest
 from appliance.settings import Settings
 from appliance.state import (
     Address,
@@ -45,66 +46,17 @@ from appliance.store import write_durably
 from appliance.units import UnitError, UnitRunner, definition
 
 
-class HostError(Exception):
-    """A step that failed. `evidence` is the tool's or the kernel's own words; `refused`: it touched nothing."""
-
-    def __init__(self, message: str, evidence: str = "", refused: bool = False) -> None:
-        self.evidence = evidence or message
-        self.refused = refused
-        super().__init__(message)
-
-
-class CheckError(Exception):
-    """A daemon's own dry check refused: `problems` are {path, message}, path being the file or "firewall"."""
-
-    def __init__(self, problems: list[dict[str, str]]) -> None:
-        self.problems = problems
-        super().__init__("; ".join(f"{p['path']}: {p['message']}" for p in problems))
-
-
-class Host(Protocol):
-    """A machine as the engine sees it. Every method may raise HostError, `check` CheckError too."""
-
-    def facts(self) -> Facts: ...
-    def check(self, steps: Sequence[Step], after: State) -> None: ...
-    def commit(self, step: Step) -> None: ...
-    def observe(self, wished: State, others: Sequence[State]) -> State:
-        """The whole machine in the words of `wished`; `others` name files that may be left over."""
-
-    def look(self, steps: Sequence[Step], wished: State) -> State:
-        """Only what `steps` touched; all else is taken as wished."""
-
-    def remember(self, state: State) -> None:
-        """`state` was verified: what a later observation is held against."""
-
-    def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
-        """The live flows that `steps` would end."""
-
-    def probe(self, state: State) -> str:
-        """Evidence, in words, of whether the state's gateways answer."""
-
-    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
-        """Run a tool: (exit status, output, error output)."""
-
-    def counters(self) -> dict[str, dict[str, int]]:
-        """Bytes and packets of every link, both ways."""
-
-    def own(self, event: Event) -> bool:
-        """Did we cause this event ourselves?"""
-
-    def now(self) -> float: ...
-    def monotonic(self) -> float: ...
-
-
 class LinuxHost:
     """The machine this process runs on."""
 
-    def __init__(self, settings: Settings, runner: UnitRunner, metrics: Metrics, netlink: Netlink | None = None) -> None:
+    def __init__(
+        self, settings: Settings, runner: UnitRunner, metrics: Metrics, netlink: Netlink | None = None
+    ) -> None:
         self.settings, self.runner, self.metrics = settings, runner, metrics
         self.netlink = netlink or Netlink()
         self.nft = Nft(self.run)
         self._fingerprint = ""
-        self._started: deque[int] = deque(maxlen=256)  # pids of our own tools, to know our own events
+        self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._loaded = Path(settings.run_dir) / "loaded"
 
@@ -119,13 +71,14 @@ class LinuxHost:
             raise HostError(f"{argv[0]} is not installed", f"no such program: {argv[0]}") from None
         except OSError as error:
             raise HostError(f"{argv[0]} cannot be started: {error.strerror}", " ".join(argv)) from None
-        self._started.append(process.pid)
         with process:
             try:
                 out, err = process.communicate(stdin, seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise HostError(f"{argv[0]} did not answer within {seconds:g} s and was ended", " ".join(argv)) from None
+                raise HostError(
+                    f"{argv[0]} did not answer within {seconds:g} s and was ended", " ".join(argv)
+                ) from None
         return process.returncode, out, err
 
     def now(self) -> float:
@@ -165,7 +118,11 @@ class LinuxHost:
             assert isinstance(unit, Unit)
             if step.verb == "start" or changed.intersection(unit.checks):
                 jobs.append(lambda unit=unit: self._check_unit(unit, files))  # type: ignore[misc]
-        found = [p for p in self._pool.map(lambda job: job(), jobs) if p] if len(jobs) > 1 else [p for j in jobs if (p := j())]
+        found = (
+            [p for p in self._pool.map(lambda job: job(), jobs) if p]
+            if len(jobs) > 1
+            else [p for j in jobs if (p := j())]
+        )
         if found:
             raise CheckError(found)
 
@@ -208,7 +165,7 @@ class LinuxHost:
         part = step.after if step.after is not None else step.before
         gone = step.after is None
         if isinstance(part, Ruleset):
-            self.nft.apply(step.text)
+            self._apply(step.text)
             if step.whole or not (isinstance(step.before, Ruleset) and step.before.chains is part.chains):
                 self._fingerprint = ""
         elif isinstance(part, Sysctl):
@@ -225,8 +182,16 @@ class LinuxHost:
             self._file(part, gone)
         elif isinstance(part, Unit):
             self._unit(step, part)
-        elif isinstance(part, Flows):
-            conntrack.end_flows(part)
+        elif isinstance(part, Lost):
+            conntrack.end_flows(*part.flows)
+
+    def _apply(self, text: str) -> None:
+        """One nft transaction; its generation is remembered as ours where no other came between."""
+        before = nftelement.generation()
+        self.nft.apply(text)
+        after = nftelement.generation()
+        if after == before + 1:
+            self._own.append(after)
 
     def _address(self, step: Step, part: Address, gone: bool) -> None:
         if gone:
@@ -272,9 +237,9 @@ class LinuxHost:
                 units=self._units(wished.units),
                 sysctls=_sysctls(wished.sysctls),
                 links=self.netlink.observe_links(wished.links),
-                addresses=self.netlink.observe_addresses(names),
-                routes=self.netlink.observe_routes(),
-                rules=self.netlink.observe_rules(),
+                addresses=self.netlink.observe_addresses(names, wished.addresses),
+                routes=self.netlink.observe_routes(wished.routes),
+                rules=self.netlink.observe_rules(wished.rules),
                 ruleset=self._ruleset(wished.ruleset),
                 probes=wished.probes,
             )
@@ -282,12 +247,12 @@ class LinuxHost:
             raise HostError(f"cannot observe: {error}") from None
 
     def _ruleset(self, wished: Ruleset) -> Ruleset:
-        listing = self.nft.list()
-        if listing is None:
+        found = nftlist.listing(wished)
+        if found is None:
             return Ruleset()
+        listing, mark = found
         seen = observed(listing, wished)
-        if seen == wished:
-            mark = fingerprint(listing)
+        if seen.chains is wished.chains:
             if self._fingerprint and mark != self._fingerprint:
                 return replace(seen, chains=())  # the marks are right and the rules are not: replace the table
             self._fingerprint = mark
@@ -334,11 +299,11 @@ class LinuxHost:
             if "link" in kinds:
                 seen = replace(seen, links=self.netlink.observe_links(wished.links))
             if kinds & {"link", "address"}:
-                seen = replace(seen, addresses=self.netlink.observe_addresses(names))
+                seen = replace(seen, addresses=self.netlink.observe_addresses(names, wished.addresses))
             if kinds & {"link", "address", "route"}:
-                seen = replace(seen, routes=self.netlink.observe_routes())
+                seen = replace(seen, routes=self.netlink.observe_routes(wished.routes))
             if "rule" in kinds:
-                seen = replace(seen, rules=self.netlink.observe_rules())
+                seen = replace(seen, rules=self.netlink.observe_rules(wished.rules))
             if "file" in kinds:
                 seen = replace(seen, files=self._touched_files(steps, wished))
             if "unit" in kinds:
@@ -365,12 +330,8 @@ class LinuxHost:
             was = before.sets.get(name, NftSet(name, s.key))
             if was is not s:
                 sets[name] = _looked(was, s)
-        chains = tuple(_looked_chain(c, before) for c in wished.chains)
-        known = {c.name for c in wished.chains}
-        left = [c for c in before.chains if c.name not in known and nftelement.chain_comments(c.name) is not None]
-        if left:
-            return Ruleset(sets, (*chains, *left))
-        if sets == dict(wished.sets) and all(a is b for a, b in zip(chains, wished.chains, strict=True)):
+        chains = wished.chains if before.chains is wished.chains else _looked_chains(before, wished)
+        if chains is wished.chains and all(sets[n] is s for n, s in wished.sets.items()):
             return wished
         return Ruleset(sets, chains)
 
@@ -378,10 +339,9 @@ class LinuxHost:
 
     def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for step in steps:
-            if isinstance(step.before, Flows):
-                found += [{"owner": step.owner, "flow": flow} for flow in conntrack.flows(step.before)[:100]]
-        return found[:500]
+        for lost in (step.before for step in steps if isinstance(step.before, Lost)):
+            found += [{"flow": flow} for flow in conntrack.flows(*lost.flows, most=500)]
+        return found
 
     def counters(self) -> dict[str, dict[str, int]]:
         found = {}
@@ -392,7 +352,9 @@ class LinuxHost:
         return found
 
     def own(self, event: Event) -> bool:
-        return event.pid in self._started
+        if event.kind == "ruleset":
+            return event.generation in self._own
+        return event.port != 0 and event.port == self.netlink.port
 
     def probe(self, state: State) -> str:
         results = probe.probe_gateways(state.probes, 2.0) if state.probes else []
@@ -410,14 +372,22 @@ def _looked(was: NftSet, wished: NftSet) -> NftSet:
     return wished if seen is wished.elements else replace(wished, elements=seen)
 
 
-def _looked_chain(wished: Chain, before: Ruleset) -> Chain:
-    was = next((c for c in before.chains if c.name == wished.name), None)
-    if was is wished or was == wished:
-        return wished
+def _looked_chains(before: Ruleset, wished: Ruleset) -> tuple[Chain, ...]:
+    """The chains, those that changed read back; with those that should be gone and are not."""
+    was = {c.name: c for c in before.chains}
+    chains = [c if was.get(c.name) is c or was.get(c.name) == c else _looked_chain(c) for c in wished.chains]
+    for c in wished.chains:
+        was.pop(c.name, None)
+    chains += [c for c in was.values() if nftelement.chain_comments(c.name) is not None]
+    same = len(chains) == len(wished.chains) and all(a is b for a, b in zip(chains, wished.chains, strict=True))
+    return wished.chains if same else tuple(chains)
+
+
+def _looked_chain(wished: Chain) -> Chain:
     comments = nftelement.chain_comments(wished.name)
     if comments is not None and [c.rpartition("#")[2] for c in comments] == [rule_digest(r) for r in wished.rules]:
         return wished
-    return Chain(wished.name, (), wished.hook)
+    return Chain(wished.name, (UNKNOWN,), wished.hook)
 
 
 def _filled(word: str, copies: dict[str, str]) -> str:

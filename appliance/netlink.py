@@ -94,16 +94,23 @@ class Netlink:
     # --- change ---
 
     def set_link(self, link: Link) -> None:
-        """Give a link its MTU, and set it up or down."""
+        """Give a link its MTU, and set it up or down. One that is not there is down."""
         what = f"set link {link.name}"
-        found = self._link(what, link.name)
+        try:
+            found = self._link(what, link.name)
+        except NetlinkError:
+            if not link.up and link_is_gone(link.name):
+                return
+            raise
         if link.mac and found.mac != link.mac:
+            if not link.up:
+                return  # another link has the name now: the one that was meant is gone
             raise NetlinkError(what, f"it has the MAC {found.mac or 'of nobody'}, not {link.mac}")
         if found.up != link.up or link.mtu not in (0, found.mtu):
             self._do(what, rtnl.NEWLINK, rtnl.link_change(found.index, link.up, link.mtu))
 
     def add_address(self, address: Address) -> None:
-        """Add an address. One that is there with another `connected` is taken away and added: no message changes that."""
+        """Add an address. One that is there with another `connected` is removed first: no message changes that."""
         what = f"add address {address.cidr} on {address.link}"
         index = _index(what, address.link)
         body = rtnl.address_body(address, index)
@@ -111,15 +118,16 @@ class Netlink:
             found = {a.cidr: a for a, _ in self._addresses(address.link)}.get(address.cidr)
             if found is not None and found.connected != address.connected:
                 self.remove_address(found)
-                self._do(what, rtnl.NEWADDR, body, wire.CREATE | wire.EXCL)
+            if found is None or found.connected != address.connected:
+                # None: it is not permanent, but lent by somebody's DHCP client; REPLACE makes it permanent
+                self._do(what, rtnl.NEWADDR, body, wire.CREATE | wire.REPLACE)
 
     def remove_address(self, address: Address) -> None:
         """Remove an address, and only that: secondaries that the kernel would take along are put back."""
         what = f"remove address {address.cidr} on {address.link}"
-        try:
-            index = if_nametoindex(address.link)
-        except OSError:
-            return  # the link is gone, and all its addresses with it
+        if link_is_gone(address.link):
+            return  # and all its addresses with it
+        index = _index(what, address.link)
         keep = [] if _promotes(address.link) else self._secondaries(address)
         self._do(what, rtnl.DELADDR, rtnl.address_body(address, index), met=(EADDRNOTAVAIL, ENODEV))
         for lost in keep:
@@ -132,13 +140,12 @@ class Netlink:
         self._do(what, rtnl.NEWROUTE, body, wire.CREATE | wire.REPLACE)
 
     def remove_route(self, route: Route) -> None:
-        """Remove a route of ours."""
-        try:
-            index = if_nametoindex(route.link)
-        except OSError:
+        """Remove a route of ours, also one that was observed and that we have no words for (it has no link)."""
+        what = f"remove route {_route(route)}"
+        if route.link and link_is_gone(route.link):
             return  # the kernel removed the routes with the link
-        body = rtnl.route_body(route, index)
-        self._do(f"remove route {_route(route)}", rtnl.DELROUTE, body, met=(ESRCH, ENODEV))
+        body = rtnl.route_body(route, _index(what, route.link) if route.link else 0, gone=True)
+        self._do(what, rtnl.DELROUTE, body, met=(ESRCH, ENODEV))
 
     def add_rule(self, rule: Rule) -> None:
         """Add a policy rule. An equal one of somebody else's does not count: it would go when they want it to."""
@@ -169,10 +176,9 @@ class Netlink:
 
     def _addresses(self, link: str) -> list[tuple[Address, bool]]:
         """(address, is it a secondary) of a link; nothing of one that is not there."""
-        try:
-            index = if_nametoindex(link)
-        except OSError:
+        if link_is_gone(link):
             return []
+        index = _index(f"list addresses of {link}", link)
         bodies = [
             body
             for family in (AF_INET, AF_INET6)
@@ -220,6 +226,14 @@ class Netlink:
 def _known(found: P, wished: Mapping[P, P]) -> P:
     """The wished part itself where what was found equals it: it knows its owner."""
     return wished.get(found, found)
+
+
+def link_is_gone(name: str) -> bool:
+    """There is no link of this name."""
+    try:
+        return not if_nametoindex(name)
+    except OSError:
+        return True
 
 
 def _index(what: str, link: str) -> int:

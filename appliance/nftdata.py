@@ -1,4 +1,4 @@
-"""Keys and values of nft sets as bytes in the kernel's registers, and as text in the one canonical way of state.NftSet. Pure.
+"""Keys and values of nft sets: as bytes in the kernel, as text in the one canonical way of state.NftSet. Pure.
 
 A concatenation is its fields one after the other, each padded to four bytes; a simple key has no padding. Numbers are
 big-endian but for marks, which are in the host's order; names of interfaces are padded with zeroes to 16 bytes.
@@ -21,7 +21,7 @@ _PROTOCOL_NUMBERS = {text: number for number, text in enumerate(_PROTOCOL_TEXTS)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One datatype of nft: its size in bytes, its code in a Struct, both ways to text, whether its ranges may be CIDRs."""
+    """One datatype of nft: its size in bytes, its code in a Struct, text both ways, whether ranges may be CIDRs."""
 
     size: int
     code: str
@@ -39,9 +39,7 @@ KINDS = {
     "ipv6_addr": Kind(
         16, "16s", lambda text: inet_pton(AF_INET6, text), lambda raw: inet_ntop(AF_INET6, raw), cidr=True
     ),
-    "inet_proto": Kind(
-        1, "B", lambda text: bytes((_PROTOCOL_NUMBERS[text],)), lambda number: _PROTOCOL_TEXTS[number]
-    ),
+    "inet_proto": Kind(1, "B", lambda text: bytes((_PROTOCOL_NUMBERS[text],)), lambda number: _PROTOCOL_TEXTS[number]),
     "inet_service": _number(2),
     "icmp_type": _number(1),
     "icmp_code": _number(1),
@@ -54,9 +52,7 @@ KINDS = {
         lambda text: int(text, 0).to_bytes(4, byteorder),
         lambda raw: str(int.from_bytes(raw, byteorder)),
     ),
-    "ifname": Kind(
-        16, "16s", lambda text: text.encode().ljust(16, b"\0"), lambda raw: raw.rstrip(b"\0").decode()
-    ),
+    "ifname": Kind(16, "16s", lambda text: text.encode().ljust(16, b"\0"), lambda raw: raw.rstrip(b"\0").decode()),
     "ether_addr": Kind(6, "6s", lambda text: bytes.fromhex(text.replace(":", "")), lambda raw: raw.hex(":")),
 }
 

@@ -1,12 +1,12 @@
 """Elements of nft sets read straight from the kernel: one by its key, or all of a set; and the ruleset's generation.
 
-nft(8) fetches the whole table before it answers for one element (107 ms at 10,000), and its JSON costs 17 us for each.
-Here one element costs the same whatever the set holds: NFT_MSG_GETSETELEM with its key. Message layouts are those of the
-kernel's include/uapi/linux/netfilter/nf_tables.h; numbers in attributes are big-endian.
+nft(8) fetches the whole table before it answers for one element (107 ms at 10,000), and its JSON costs 17 us for
+each. Here one element costs the same whatever the set holds: NFT_MSG_GETSETELEM with its key. Message layouts are
+those of the kernel's include/uapi/linux/netfilter/nf_tables.h; numbers in attributes are big-endian.
 
 How a key that is a range lies in the kernel depends on the set: in a concatenation (pipapo) it is one element with a
-KEY and a KEY_END; in a simple set (rbtree) it is two, its start and, marked as such, the first key behind its end, which
-is missing where the range goes to the end of its type.
+KEY and a KEY_END; in a simple set (rbtree) it is two, its start and, marked as such, the first key behind its end,
+which is missing where the range goes to the end of its type.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Raw = tuple[bytes, bytes, bool, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The ruleset's generation in this namespace, which every change of any table moves; who asked, by pid and name."""
+    """The ruleset's generation in this namespace, which any change of any table moves; who asked, by pid and name."""
 
     id: int
     pid: int
@@ -72,13 +72,15 @@ class Elements:
             raise wire.NetlinkError("read the ruleset's generation", wire.words(error)) from None
 
     def chain_comments(self, chain: str) -> list[str] | None:
-        """The comment of each rule of a chain of ours, in order ("": it has none), or None where there is no such chain."""
-        told = wire.attribute(_CHAIN_TABLE, TABLE.encode() + b"\0") + wire.attribute(_CHAIN_NAME, chain.encode() + b"\0")
-        asked = wire.attribute(_RULE_TABLE, TABLE.encode() + b"\0") + wire.attribute(_RULE_CHAIN, chain.encode() + b"\0")
+        """The comment of each rule of a chain of ours, in order ("": it has none), or None: there is no such chain."""
+        table, name = TABLE.encode() + b"\0", chain.encode() + b"\0"
+        told = wire.attribute(_CHAIN_TABLE, table) + wire.attribute(_CHAIN_NAME, name)
+        asked = wire.attribute(_RULE_TABLE, table) + wire.attribute(_RULE_CHAIN, name)
         head = _NFGENMSG.pack(_INET, 0, 0)
         try:
             self._channel.ask(_GETCHAIN, head + told)
-            return [_comment(body) for _, body in self._channel.dump(_GETRULE, head + asked)]
+            answers = self._channel.dump(_GETRULE, head + asked)
+            return [comment_of(wire.attributes(body, _NFGENMSG.size)) for _, body in answers]
         except wire.KernelError as refusal:
             if refusal.errno == ENOENT:
                 return None
@@ -101,7 +103,7 @@ class Elements:
         return _value_text(s, found[3])
 
     def set_elements(self, s: NftSet) -> dict[str, str]:
-        """All elements of the kernel's set: each key's text to its value's. Raises wire.NetlinkError (ENOENT: no such set)."""
+        """All elements of the kernel's set: each key's text to its value's. NetlinkError: also for no such set."""
         try:
             answers = self._channel.dump(_GETSETELEM, _question(s.name))
         except (wire.KernelError, OSError) as error:
@@ -121,7 +123,7 @@ class Elements:
         return {text(key): value(data[4:]) for key, _, _, data in found}
 
     def _ends(self, s: NftSet, low: bytes, high: bytes) -> bool:
-        """Does the range of a simple set that starts with `low` end with `high`? The kernel gives the next end it has."""
+        """Does the range of a simple set that starts with `low` end with `high`? The kernel gives its next end."""
         first = int.from_bytes(low) + 1
         if first >> len(low) * 8:
             return True  # the last key of all
@@ -154,12 +156,13 @@ def generation_told(body: bytes) -> Generation:
     """A NEWGEN message (or the answer to GETGEN), as events.py hears it too."""
     found = wire.attributes(body, _NFGENMSG.size)
     name = found.get(_GEN_NAME, b"").rstrip(b"\0").decode(errors="replace")
-    return Generation(*(_U32.unpack(found.get(kind, bytes(4)))[0] for kind in (_GEN_ID, _GEN_PID)), name)
+    number, pid = (_U32.unpack(found.get(kind, bytes(4)))[0] for kind in (_GEN_ID, _GEN_PID))
+    return Generation(number, pid, name)
 
 
-def _comment(body: bytes) -> str:
-    """A rule's comment as nft(8) left it with the kernel."""
-    data = wire.attributes(body, _NFGENMSG.size).get(_RULE_USERDATA, b"")
+def comment_of(rule: dict[int, bytes]) -> str:
+    """The comment of a rule, from its attributes, as nft(8) left it with the kernel; "" where it has none."""
+    data = rule.get(_RULE_USERDATA, b"")
     while len(data) >= 2:
         kind, size = data[0], data[1]
         if kind == _COMMENT:

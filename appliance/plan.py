@@ -50,9 +50,16 @@ class Flows:
     owner: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """All flows that a plan ends: asked of the kernel at once, because each question walks its table."""
+
+    flows: tuple[Flows, ...]
+
+
 Kind = Literal["sysctl", "link", "address", "route", "rule", "ruleset", "file", "unit", "flows"]
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
-Part = Sysctl | Link | Address | Route | Rule | Ruleset | File | Unit | Flows
+Part = Sysctl | Link | Address | Route | Rule | Ruleset | File | Unit | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +169,9 @@ def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
 
 def _changed_names(before: Ruleset, after: Ruleset) -> list[str]:
     old = {c.name: c for c in before.chains}
-    names = [c.name for c in after.chains if old.get(c.name) is not c and old.get(c.name) != c]
-    names += [n for n in old if n not in {c.name for c in after.chains}]
+    new = {c.name: c for c in after.chains}
+    names = [n for n, c in new.items() if old.get(n) is not c and old.get(n) != c]
+    names += [n for n in old if n not in new]
     names += [n for n, s in after.sets.items() if before.sets.get(n) is not s and before.sets.get(n) != s]
     return names + [n for n in before.sets if n not in after.sets]
 
@@ -189,9 +197,11 @@ def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str])
 
 
 def _flows(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Step]:
-    for found in _lost(before, after, addresses):
-        name = found.address or found.destination + (f":{found.ports}/{found.protocol}" if found.ports else "")
-        yield Step("flows", "end", name or found.source, found, None, owner=found.owner)
+    found = tuple(_lost(before, after, addresses))
+    if found:
+        owners = list(dict.fromkeys(f.owner for f in found if f.owner))
+        name = f"of {', '.join(owners[:8])}" if owners else f"of {len(found)} translations"
+        yield Step("flows", "end", name, Lost(found), None, owner=owners[0] if owners else "")
 
 
 def _lost(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Flows]:

@@ -165,9 +165,9 @@ def _ask_until(questions: dict[str, _Question], end: float, ping: bool) -> None:
             if echo is not None:
                 _hear_echoes(echo, identifier, questions)
             for address, mac in arp.heard(neighbours):
-                question = questions.get(address)
-                if question is not None and question.near and not question.by_arp:
-                    question.by_arp, question.told = time.monotonic(), mac
+                asked = questions.get(address)
+                if asked is not None and asked.near and not asked.by_arp:
+                    asked.by_arp, asked.told = time.monotonic(), mac
 
 
 def _is_answered(question: _Question, ping: bool) -> bool:
@@ -191,7 +191,9 @@ def _echo_socket() -> socket.socket:
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     opened = socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP)
     only_replies = ~(1 << _ECHO_REPLY) & 0xFFFFFFFF
-    opened.setsockopt(socket.SOL_RAW if hasattr(socket, "SOL_RAW") else 255, _ICMP_FILTER, struct.pack("=I", only_replies))
+    opened.setsockopt(
+        socket.SOL_RAW if hasattr(socket, "SOL_RAW") else 255, _ICMP_FILTER, struct.pack("=I", only_replies)
+    )
     return opened
 
 

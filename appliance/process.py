@@ -42,8 +42,8 @@ def checked(raw: object) -> dict[str, object]:
         raise UnitProblem(f"no unit name: {name!r:.80}; it has a-z 0-9 @ _ - and at most 64 characters")
     if not isinstance(command, list) or not command or not all(_is_word(word) for word in command):
         raise UnitProblem(f"{name}: `command` is a list of words, the first one the program")
-    if reload != "" and (not isinstance(reload, str) or not hasattr(signal.Signals, reload)):
-        raise UnitProblem(f"{name}: `reload` names a signal, such as SIGHUP, or is empty")
+    if reload != "" and (not isinstance(reload, str) or not hasattr(signal.Signals, f"SIG{reload}")):
+        raise UnitProblem(f"{name}: `reload` names a signal, such as HUP, or is empty")
     directories = raw.get("directories", [])
     if not isinstance(directories, list) or not all(_is_directory(d) for d in directories):
         raise UnitProblem(f"{name}: `directories` is a list of [absolute path, mode, user]")
@@ -175,7 +175,7 @@ class Process:
 
     def reload(self) -> None:
         """Send the reload signal. Raises UnitProblem where the unit has none."""
-        number = getattr(signal.Signals, str(self.definition["reload"]), None)
+        number = getattr(signal.Signals, f"SIG{self.definition['reload']}", None)
         if number is None:
             raise UnitProblem(f"{self.name}: has no reload signal; restart it")
         os.kill(self.pid, number)

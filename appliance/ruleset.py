@@ -1,18 +1,17 @@
 """Our packet filter as nft's text: pure. The tool itself is in nft.py.
 
 `whole` is the text that replaces table `inet narthex` in one transaction; `delta` the text that turns one Ruleset into
-another; `observed` reads `nft -j list table` back into the vocabulary. A rule is never parsed back: its comment ends in a
-digest of its text, and a chain is what we wished when its digests are. What a comment cannot show, an edit that keeps it,
-the fingerprint does (nft.py).
+another; `observed` reads a listing of the kernel's (nftlist.py) back into the vocabulary. A rule is never parsed back: its
+comment ends in a digest of its text, and a chain is what we wished when its digests are. What a comment cannot show, an
+edit that keeps it, the fingerprint does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from types import MappingProxyType
-from typing import Any
 
 from appliance.state import Chain, FilterRule, Hook, Match, Nat, NftSet, Ruleset, SetMark, Statement, Verdict
 
@@ -165,7 +164,7 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
             continue
         if old_set is None:
             born.append(f"add {_spec(s).replace(f' {name} ', f' {TABLE} {name} ', 1)} }}")
-            gone, come = [], list(s.elements)
+            gone, come = list[str](), list(s.elements)
         else:
             gone, come = changed_elements(old_set, s)
         cost += len(gone) + len(come)
@@ -189,76 +188,36 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
 # --- reading back ----------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    """One value of nft's JSON in our canonical text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int):
-        return str(value)
-    if value is None:
-        return ""
-    ((kind, inner),) = value.items()
-    if kind == "concat":
-        return " . ".join(map(_text, inner))
-    if kind == "prefix":
-        return f"{inner['addr']}/{inner['len']}"
-    if kind == "range":
-        return f"{_text(inner[0])}-{_text(inner[1])}"
-    if kind == "elem":
-        return _text(inner["val"])
-    if kind in ("jump", "goto"):
-        return f"{kind} {inner['target']}"
-    return str(kind)  # accept, drop, return
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The table as the kernel has it: the hook of each chain (None: it has none), the comments of its rules in order,
+    and the sets."""
+
+    chains: Mapping[str, Hook | None]
+    comments: Mapping[str, list[str]]
+    sets: Mapping[str, NftSet]
 
 
-def _observed_elements(item: Mapping[str, Any], is_map: bool) -> Iterator[tuple[str, str]]:
-    for element in item.get("elem", ()):
-        if is_map:
-            yield _text(element[0]), _text(element[1])
-        else:
-            yield _text(element), ""
-
-
-def _type(kind: Any) -> str:
-    return " . ".join(kind) if isinstance(kind, list) else str(kind)
-
-
-def observed(listing: Mapping[str, Any], wished: Ruleset) -> Ruleset:
-    """The table in `listing` (`nft -j list table`) as a Ruleset; parts that are as `wished` ARE those of `wished`."""
-    digests: dict[str, list[str]] = {}
-    hooks: dict[str, Hook | None] = {}
-    sets: dict[str, NftSet] = {}
-    for entry in listing["nftables"]:
-        if chain := entry.get("chain"):
-            digests.setdefault(chain["name"], [])
-            hooks[chain["name"]] = (
-                Hook(chain["type"], chain["hook"], chain["prio"], chain.get("policy", "accept"))
-                if "hook" in chain
-                else None
-            )
-        elif rule := entry.get("rule"):
-            digests.setdefault(rule["chain"], []).append(rule.get("comment", "").rpartition("#")[2])
-        elif item := entry.get("set") or entry.get("map"):
-            sets[item["name"]] = _observed_set(item, wished.sets.get(item["name"]), "map" in entry)
+def observed(listing: Listing, wished: Ruleset) -> Ruleset:
+    """A listing as a Ruleset; parts that are as `wished` ARE those of `wished`."""
     known = {chain.name: chain for chain in wished.chains}
     order = {name: i for i, name in enumerate(known)}
-    chains = [_observed_chain(name, found, hooks.get(name), known.get(name)) for name, found in digests.items()]
-    chains.sort(key=lambda c: order.get(c.name, len(order)))
-    return Ruleset(MappingProxyType(sets), tuple(chains))
+    names = sorted(listing.chains, key=lambda name: order.get(name, len(order)))
+    chains = tuple(_observed_chain(name, listing, known.get(name)) for name in names)
+    sets = {name: _observed_set(seen, wished.sets.get(name)) for name, seen in listing.sets.items()}
+    if len(chains) == len(known) and all(known.get(c.name) is c for c in chains):
+        chains = wished.chains
+    if sets.keys() == wished.sets.keys() and all(sets[n] is s for n, s in wished.sets.items()):
+        return wished if chains is wished.chains else Ruleset(wished.sets, chains)
+    return Ruleset(sets, chains)
 
 
-def _observed_set(item: Mapping[str, Any], wished: NftSet | None, is_map: bool) -> NftSet:
-    seen = NftSet(
-        item["name"],
-        _type(item["type"]),
-        _type(item["map"]) if is_map else "",
-        "interval" in item.get("flags", ()),
-        dict(_observed_elements(item, is_map)),
-    )
+def _observed_set(seen: NftSet, wished: NftSet | None) -> NftSet:
     return wished if wished is not None and wished == seen else seen
 
 
-def _observed_chain(name: str, digests: list[str], hook: Hook | None, wished: Chain | None) -> Chain:
+def _observed_chain(name: str, listing: Listing, wished: Chain | None) -> Chain:
+    hook, digests = listing.chains[name], [c.rpartition("#")[2] for c in listing.comments.get(name, ())]
     if wished and wished.hook == hook and [rule_digest(r) for r in wished.rules] == digests:
         return wished
     return Chain(name, (UNKNOWN,), hook)

@@ -6,6 +6,7 @@ process of that one SSH connection, so that a confirmation can be told from the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -18,15 +19,17 @@ from waitress.task import WSGITask
 
 from appliance.document import MAX_BYTES
 
+_sockets = itertools.count()
 
-class _Task(WSGITask):  # type: ignore[misc]
+
+class _Task(WSGITask):
     def get_environment(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environment()
-        environ["narthex.connection"] = self.channel.connection
+        environ["narthex.connection"] = getattr(self.channel, "connection", "")
         return environ
 
 
-class _Channel(HTTPChannel):  # type: ignore[misc]
+class _Channel(HTTPChannel):
     task_class = _Task
 
     def __init__(self, server: Any, sock: socket.socket, *rest: Any, **options: Any) -> None:
@@ -35,18 +38,18 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
 
 def connection_of(sock: socket.socket) -> str:
-    """Who is at the other end: "sshd 123 at 4567" for an SSH connection, else the process itself. Never empty."""
+    """Who is at the other end: "sshd 123 at 4567" for all channels of one SSH connection; who is on the machine itself
+    counts by socket. Never empty."""
     size = struct.calcsize("3i")
     pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
-    found = _process(pid)
-    here = found
+    here = _process(pid)
     for _ in range(4):  # join <- sh? <- sshd of the connection
         if here is None:
             break
         if here[0].startswith("sshd"):
             return f"sshd {here[1]} at {here[3]}"
         here = _process(here[2])
-    return f"process {pid} at {found[3] if found else 0}"
+    return f"process {pid} socket {next(_sockets)}"
 
 
 def _process(pid: int) -> tuple[str, int, int, int] | None:
@@ -79,5 +82,7 @@ def serve(app: Any, path: Path) -> UnixWSGIServer:
         )
     finally:
         os.umask(old)
+    if not isinstance(server, UnixWSGIServer):
+        raise TypeError("waitress gave no server of a Unix socket")
     server.channel_class = _Channel
     return server

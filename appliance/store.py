@@ -1,7 +1,7 @@
 """Generations and journal on disk: one append-only file of JSON lines, and one file per whole document.
 
 The journal decides after a crash: a generation that was begun and not kept never was. Every line is on the disk before
-the step it speaks of is taken. A torn last line was never relied upon and is cut off.
+the step it speaks of is taken. A last line that is torn was never relied upon and is cut off.
 """
 
 from __future__ import annotations
@@ -45,31 +45,47 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records: dict[int, Record] = {}
-        self._changes = 0
+        self.unreadable = 0  # lines of the journal that say nothing: a disk that lies
+        self._changes = 0  # since the last whole document
+        self._pruned = 0  # records left by the last pruning
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "documents").mkdir(exist_ok=True)
         self._path = folder / "journal"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = self._open()
         self._read()
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     # --- reading
 
     def _read(self) -> None:
         raw = self._path.read_bytes()
-        good = raw.rfind(b"\n") + 1
-        if good != len(raw):
-            os.ftruncate(self._fd, good)
-        for line in raw[:good].splitlines():
-            event = json.loads(line)
-            if event["event"] == "begin":
-                record = Record(**event["record"])
+        lines = raw.splitlines(keepends=True)
+        if lines and _event(lines[-1]) is None:
+            os.ftruncate(self._fd, len(raw) - len(lines.pop()))
+        for line in lines:
+            event = _event(line)
+            if event is None:
+                self.unreadable += 1
+            elif event["event"] == "begin":
+                record = _record(event["record"])
                 self.records[record.generation] = record
-            elif record := self.records.get(event["generation"]):  # type: ignore[assignment]
+            elif known := self.records.get(event["generation"]):
                 for key, value in event["set"].items():
-                    setattr(record, key, value)
+                    setattr(known, key, value)
+        self._changes = self._changes_since_whole()
+
+    def _changes_since_whole(self) -> int:
+        count, record = 0, self.head()
+        while record is not None and not record.document:
+            count, record = count + 1, self.records.get(record.base)
+        return count
 
     def head(self) -> Record | None:
         """The last generation that was kept: what the machine shall be after a crash."""
@@ -125,7 +141,9 @@ class Store:
         return self._changes >= WHOLE_EVERY
 
     def _append(self, event: dict[str, Any]) -> None:
-        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        line = _line(event)
+        if self._fd < 0:
+            self._fd = self._open()
         end = os.fstat(self._fd).st_size
         try:
             view = memoryview(line)
@@ -137,27 +155,36 @@ class Store:
             raise
 
     def prune(self) -> None:
-        """Forget all but the last KEEP generations and what they stand on. Rewrites the journal, atomically."""
-        kept = sorted(g for g, r in self.records.items() if r.status == "kept")
-        if len(self.records) <= 2 * KEEP:
+        """Forget all but the last KEEP generations and what they stand on. Rewrites the journal, atomically.
+
+        Once in KEEP generations, so that a push does not pay for it. Raises StoreError; then all is as it was.
+        """
+        if len(self.records) <= max(2 * KEEP, self._pruned + KEEP):
             return
+        keep = self._needed()
+        lines = [_line({"event": "begin", "record": _plain(r)}) for r in keep.values()]
+        self.close()  # whatever happens, what is appended next goes to the file that then has the name
+        try:
+            write_durably(self._path, b"".join(lines))
+        except OSError as error:
+            raise StoreError(f"cannot prune the journal: {error.strerror}") from None
+        self.records, self._pruned = keep, len(keep)
+        for path in self._documents():
+            if int(path.stem) not in keep:
+                path.unlink(missing_ok=True)
+
+    def _needed(self) -> dict[int, Record]:
+        """The last KEEP kept generations with those they are changes of, and the undone ones of the same time."""
         needed: set[int] = set()
-        for generation in kept[-KEEP:]:
+        for kept in sorted(g for g, r in self.records.items() if r.status == "kept")[-KEEP:]:
+            generation = kept
             while generation not in needed:
                 needed.add(generation)
                 if self.records[generation].document:
                     break
                 generation = self.records[generation].base
         recent = set(sorted(self.records)[-KEEP:])
-        keep = {g: r for g, r in sorted(self.records.items()) if g in needed or (g in recent and r.status == "undone")}
-        lines = [json.dumps({"event": "begin", "record": _plain(r)}) for r in keep.values()]
-        write_durably(self._path, ("\n".join(lines) + "\n").encode())
-        fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        os.close(self._fd)
-        self._fd, self.records = fd, keep
-        for path in self._documents():
-            if int(path.stem) not in keep:
-                path.unlink()
+        return {g: r for g, r in sorted(self.records.items()) if g in needed or (g in recent and r.status == "undone")}
 
     def _documents(self) -> Iterator[Path]:
         return (p for p in (self.folder / "documents").iterdir() if p.suffix == ".json" and p.stem.isdigit())
@@ -165,6 +192,24 @@ class Store:
 
 def _plain(record: Record) -> dict[str, Any]:
     return {name: getattr(record, name) for name in Record.__slots__}
+
+
+def _record(raw: dict[str, Any]) -> Record:
+    """A record as it was written, by this release or by one that knew more of it."""
+    return Record(**{name: raw[name] for name in Record.__slots__ if name in raw})
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """One line of the journal; None for what was never wholly written."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.get("event") in ("begin", "note") else None
 
 
 def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -11,7 +11,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 ROUTE, NETFILTER = 0, 12  # netlink families
 REQUEST, ACK, REPLACE, EXCL, CREATE, DUMP = 0x01, 0x04, 0x100, 0x200, 0x400, 0x300
@@ -29,6 +32,7 @@ _BUFFER = 65536  # the kernel puts at most 32 KiB into a datagram of a dump
 _TRIES = 5
 _AT_ONCE = 64  # requests in one datagram: their answers fit the socket's default buffer
 
+T = TypeVar("T")
 Message = tuple[int, bytes]  # type, all behind the header
 
 
@@ -82,14 +86,14 @@ class Channel:
     def ask(self, kind: int, body: bytes, flags: int = 0) -> list[Message]:
         """Send one request, wait for its acknowledgement: the answers before it. Raises KernelError, OSError."""
         with self._lock:
-            return self._exchange(kind, body, flags | REQUEST | ACK)
+            return self._alive(lambda: self._exchange(kind, body, flags | REQUEST | ACK))
 
     def dump(self, kind: int, body: bytes) -> list[Message]:
         """Everything that a dump request lists, from one moment. Raises KernelError (EINTR: it never stood still)."""
         with self._lock:
             for _ in range(_TRIES):
                 try:
-                    return self._exchange(kind, body, REQUEST | DUMP)
+                    return self._alive(lambda: self._exchange(kind, body, REQUEST | DUMP))
                 except KernelError as refusal:
                     if refusal.errno != errno.EINTR:
                         raise
@@ -100,10 +104,10 @@ class Channel:
         with self._lock:
             found: list[int] = []
             for start in range(0, len(requests), _AT_ONCE):
-                found += self._tell_some(requests[start : start + _AT_ONCE])
+                found += self._alive(partial(self._tell, requests[start : start + _AT_ONCE]))
             return found
 
-    def _tell_some(self, requests: Sequence[Message]) -> list[int]:
+    def _tell(self, requests: Sequence[Message]) -> list[int]:
         first = self._sequence + 1
         self._socket.send(b"".join(self._pack(kind, body, REQUEST | ACK) for kind, body in requests))
         found: dict[int, int] = {}
@@ -113,15 +117,17 @@ class Channel:
                     found[sequence - first] = -_NUMBER.unpack_from(datagram, start)[0]
         return [found[i] for i in range(len(requests))]
 
-    def _exchange(self, kind: int, body: bytes, flags: int) -> list[Message]:
+    def _alive(self, deed: Callable[[], T]) -> T:
+        """Do it; on a new socket once more where this one has died or swallowed an answer."""
         try:
-            return self._once(kind, body, flags)
+            return deed()
         except OSError:
-            self._socket.close()
+            with suppress(OSError):
+                self._socket.close()
             self._socket = self._open()
-            return self._once(kind, body, flags)
+            return deed()
 
-    def _once(self, kind: int, body: bytes, flags: int) -> list[Message]:
+    def _exchange(self, kind: int, body: bytes, flags: int) -> list[Message]:
         self._socket.send(self._pack(kind, body, flags))
         answers: list[Message] = []
         interrupted = 0
@@ -131,7 +137,7 @@ class Channel:
                 if sequence != self._sequence:
                     continue  # late, of a question that was given up
                 interrupted |= marks & _DUMP_INTERRUPTED
-                if answer == _ERROR or answer == _DONE:
+                if answer in (_ERROR, _DONE):
                     number = errno.EINTR if interrupted else -_NUMBER.unpack_from(datagram, start)[0]
                     if number:
                         raise KernelError(number, _sentence(datagram, answer, marks, start, stop))

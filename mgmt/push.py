@@ -102,7 +102,9 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             words = f"{where} shows another host key than its seed has: it is not this appliance, or was made anew"
             raise PushError(words) from error
         except paramiko.AuthenticationException as error:
-            raise PushError(f"{where} doesn't take the manager's key: was the seed made for another manager?") from error
+            raise PushError(
+                f"{where} doesn't take the manager's key: was the seed made for another manager?"
+            ) from error
         except paramiko.SSHException as error:
             raise PushError(f"{where}: {error}") from error
         except (OSError, EOFError) as error:

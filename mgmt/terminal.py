@@ -1,6 +1,7 @@
-"""What a person sees of an answer: aligned tables, coloured on a terminal, plain in a pipe; JSON where it is asked for.
+"""What a person sees of an answer: aligned tables, coloured on a terminal, plain in a pipe; JSON on request.
 
-Colour carries no meaning that the words beside it don't: NO_COLOR (no-color.org), a pipe and a dumb terminal lose nothing.
+Colour carries no meaning that the words beside it don't: NO_COLOR (no-color.org), a pipe and a dumb terminal lose
+nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Failure(click.ClickException):
         self, message: str, code: int, remedy: str = "", body: Any = None, places: Sequence[tuple[str, str]] = ()
     ) -> None:
         super().__init__(message)
-        self.exit_code, self.remedy, self.body, self.places = code, remedy, body, places
+        self.exit_code = code  # type: ignore[misc]
+        self.remedy, self.body, self.places = remedy, body, places
         context = click.get_current_context(silent=True)
         self._as_json = bool(context and context.params.get("as_json"))
 

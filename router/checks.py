@@ -89,9 +89,7 @@ def _plugged(config: Config, facts: Facts) -> Iterator[Problem]:
             told = f"no interface with MAC {interface.mac} is plugged; it has: {listed(sorted(facts.links))}"
             yield Problem(path, told)
         elif interface.use == "control" and facts.control and interface.mac != facts.control:
-            told = (
-                f"the control interface of this machine is {facts.control} by its seed, not {interface.mac}"
-            )
+            told = f"the control interface of this machine is {facts.control} by its seed, not {interface.mac}"
             yield Problem(path, f"{told}; correct the MAC")
 
 
@@ -119,9 +117,7 @@ def _revised_forwards(config: Config, forwards: list[Forward], ground: Ground) -
         yield from forward_problems(forward, ground, static)
     addresses = {f.address for f in forwards}
     low, high = min(f.ports.first for f in forwards), max(f.ports.last for f in forwards)
-    near = [
-        f for f in config.forwards if f.address in addresses and f.ports.first <= high and f.ports.last >= low
-    ]
+    near = [f for f in config.forwards if f.address in addresses and f.ports.first <= high and f.ports.last >= low]
     yield from clash_problems(near, frozenset(f.id for f in forwards))
 
 

@@ -30,9 +30,7 @@ def forward_problems(forward: Forward, ground: Ground, static: Mapping[str, Stat
         yield from ground.not_public(f"{path}.address", forward.address)
     elif forward.address in static:
         other = static[forward.address].id
-        told = (
-            f"{forward.address} is static NAT {other}'s whole; remove that, or forward from another address"
-        )
+        told = f"{forward.address} is static NAT {other}'s whole; remove that, or forward from another address"
         yield Problem(f"{path}.address", told)
     yield from ground.no_guest(f"{path}.target", forward.target)
     if forward.sources:
@@ -56,9 +54,7 @@ def clash_problems(forwards: Iterable[Forward], blame: frozenset[str] = frozense
     for group in groups.values():
         if len(group) > 1:
             for one, two in _clashes(group):
-                told, other = (
-                    (one, two) if (one.id in blame, one.id) > (two.id in blame, two.id) else (two, one)
-                )
+                told, other = (one, two) if (one.id in blame, one.id) > (two.id in blame, two.id) else (two, one)
                 yield _clash(told, other)
 
 
@@ -70,9 +66,7 @@ def _clash(told: Forward, other: Forward) -> Problem:
             f"config.forwards[{told.id}].sources",
             f"{port}, and their sources overlap; make the sources disjoint, or take another port",
         )
-    return Problem(
-        f"config.forwards[{told.id}].ports", f"{port}; take another port, or give one of them sources"
-    )
+    return Problem(f"config.forwards[{told.id}].ports", f"{port}; take another port, or give one of them sources")
 
 
 # Sources of a live forward: first and last address, the last of its ports, the forward.
@@ -161,9 +155,7 @@ def egress_problems(rule: EgressRule, ground: Ground) -> Iterator[Problem]:
 def _protocol_problems(rule: Firewall | EgressRule, collection: str) -> Iterator[Problem]:
     protocol = rule.protocol
     if rule.ports is not None and protocol not in ("tcp", "udp"):
-        named = {6: "; write tcp for 6", 17: "; write udp for 17"}.get(
-            protocol if isinstance(protocol, int) else 0, ""
-        )
+        named = {6: "; write tcp for 6", 17: "; write udp for 17"}.get(protocol if isinstance(protocol, int) else 0, "")
         told = f"ports go with tcp and udp, not with {protocol}{named or '; remove them'}"
         yield Problem(f"config.{collection}[{rule.id}].ports", told)
     if rule.icmp_type is not None and protocol != "icmp":

@@ -107,9 +107,7 @@ def _unit(group: tuple[Place, ...], facts: Facts) -> Unit:
     )
 
 
-def _files(
-    group: tuple[Place, ...], hosts: dict[str, list[Host]], config: Config, facts: Facts
-) -> Iterator[File]:
+def _files(group: tuple[Place, ...], hosts: dict[str, list[Host]], config: Config, facts: Facts) -> Iterator[File]:
     first = group[0]
     link, owner = first.link, first.interface.id
     strangers = any(p.network.dhcp.first for p in group)

@@ -13,9 +13,9 @@ another process (dhcp.py).
 
 On SIGHUP dnsmasq reads again between two queries (dnsmasq(8), NOTES); what comes meanwhile waits in its socket.
 
-A name without a dot has two forms, in the network's domain and bare, both answered. The domain and the network's
-reverse zone are ours alone: what is not in them is answered with NXDOMAIN and asked of nobody. Without upstream
-servers everything else is REFUSED, so that a guest's resolver goes on to its next server.
+A name without a dot (or a service's, _sip._tcp) has two forms, in the network's domain and bare; both are answered.
+The domain and the network's reverse zone are ours alone: what is not in them is answered with NXDOMAIN and asked of
+nobody. Without upstream servers everything else is REFUSED, so that a guest's resolver goes on to its next server.
 """
 
 from __future__ import annotations
@@ -108,8 +108,10 @@ def _line(at: str, names: Iterable[str], domain: str | None) -> str:
 
 
 def _forms(name: str, domain: str | None) -> tuple[str, ...]:
-    """What a name is answered as, in full first."""
-    return (name,) if domain is None or "." in name else (f"{name}.{domain}", name)
+    """What a name is answered as, in full first. A name that ends in a service's label has no domain yet (RFC 2782)."""
+    _, dot, last = name.rpartition(".")
+    full = domain is None or (dot and not last.startswith("_"))
+    return (name,) if full else (f"{name}.{domain}", name)
 
 
 def _addresses(records: Iterable[Record], domain: str | None) -> Iterator[str]:

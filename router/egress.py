@@ -13,6 +13,7 @@ An exception's verdict is the opposite of the default, so their order means noth
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Verdict, VerdictMap
 from router.config import Config, EgressRule, Network
@@ -47,8 +48,8 @@ def chain_name(network: Network) -> str:
     return f"egress_{network.id}"
 
 
-def _exception(network: Network) -> Verdict:
-    return DROP if network.egress.default == "allow" else ACCEPT
+def _exception(network: Network) -> Literal["accept", "drop"]:
+    return "drop" if network.egress.default == "allow" else "accept"
 
 
 def _exact(network: Network, rules: list[EgressRule]) -> tuple[NftSet, list[Screen]]:
@@ -57,8 +58,8 @@ def _exact(network: Network, rules: list[EgressRule]) -> tuple[NftSet, list[Scre
     for rule in rules:
         for port in exact_ports(rule) or ():
             groups.setdefault(f"{rule.protocol} . {port}", []).append(rule)
-    verdict = _exception(network)
-    verdicts = {key: open_to(group, verdict, "leave", "an exception") for key, group in groups.items()}
+    kind = _exception(network)
+    verdicts = {key: open_to(group, kind, "leave", "an exception") for key, group in groups.items()}
     found = verdict_map(f"m_{chain_name(network)}", "inet_proto . inet_service", verdicts, groups)
     return found, [v for v in verdicts.values() if isinstance(v, Screen)]
 
@@ -68,14 +69,10 @@ def _chain(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -
 
 
 def _rules(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -> Iterator[FilterRule]:
-    yield FilterRule(
-        (Match(("iifname",), (link,), negate=True),), DROP, "not from its network's link", network.id
-    )
+    yield FilterRule((Match(("iifname",), (link,), negate=True),), DROP, "not from its network's link", network.id)
     if ports.elements:
-        yield FilterRule(
-            (), VerdictMap(("meta l4proto", "th dport"), ports.name), "exceptions by port", network.id
-        )
+        yield FilterRule((), VerdictMap(("meta l4proto", "th dport"), ports.name), "exceptions by port", network.id)
     for rule in wide:
-        yield FilterRule(terms_of(rule).matches, _exception(network), "an exception", rule.id)
+        yield FilterRule(terms_of(rule).matches, Verdict(_exception(network)), "an exception", rule.id)
     default = ACCEPT if network.egress.default == "allow" else DROP
     yield FilterRule((), default, f"by default {network.egress.default}", network.id, counter=default is DROP)

@@ -89,9 +89,7 @@ def revise_firewall(ruleset: Ruleset, config: Config, touched: Sequence[Touched]
         # An element of one owner who is touched has nobody else: only the others must be searched for.
         shared = any(owners.get(k, "") not in ids and k in owners for k in keys)
         groups = _grouped(config.firewall if shared else after, keys_of, keys)
-        edits[name] = {
-            k: (judge(g), owner_of([r.id for r in g])) if (g := groups.get(k)) else None for k in keys
-        }
+        edits[name] = {k: (judge(g), owner_of([r.id for r in g])) if (g := groups.get(k)) else None for k in keys}
     return amended(ruleset, edits)
 
 
@@ -106,12 +104,8 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
         FilterRule((), take_mark, "a flow's packets take its uplink"),
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow", counter=True),
-        FilterRule(
-            (), SetMark("ct mark", fields=("iifname",), map="m_uplink"), "answers leave as questions came"
-        ),
-        FilterRule(
-            (from_guest,), SetMark("ct mark", fields=("ip saddr",), map="m_uplink_net"), "a network's uplink"
-        ),
+        FilterRule((), SetMark("ct mark", fields=("iifname",), map="m_uplink"), "answers leave as questions came"),
+        FilterRule((from_guest,), SetMark("ct mark", fields=("ip saddr",), map="m_uplink_net"), "a network's uplink"),
         FilterRule(
             (from_guest,),
             SetMark("ct mark", fields=("ip saddr",), map="m_uplink_host"),
@@ -135,10 +129,10 @@ def _ingress(rules: Iterable[Firewall]) -> tuple[tuple[NftSet, ...], list[Screen
     exact: dict[str, list[Firewall]] = {}
     wide: dict[str, list[Firewall]] = {}
     for rule in rules:
-        for key in _exact_keys(rule):
+        for key in (keys := _exact_keys(rule)):
             exact.setdefault(key, []).append(rule)
-        for key in _address_keys(rule):
-            wide.setdefault(key, []).append(rule)
+        if not keys:
+            wide.setdefault(rule.address, []).append(rule)
     ports = {key: _exact_verdict(group) for key, group in exact.items()}
     addresses = {key: _address_verdict(group) for key, group in wide.items()}
     return (
@@ -147,7 +141,7 @@ def _ingress(rules: Iterable[Firewall]) -> tuple[tuple[NftSet, ...], list[Screen
     ), [v for v in (*ports.values(), *addresses.values()) if isinstance(v, Screen)]
 
 
-def _exact_keys(rule: Firewall) -> Iterable[str]:
+def _exact_keys(rule: Firewall) -> Sequence[str]:
     ports = exact_ports(rule)
     if ports is None:
         return ()
@@ -155,12 +149,12 @@ def _exact_keys(rule: Firewall) -> Iterable[str]:
     return [f"{head}{port}" for port in ports]
 
 
-def _address_keys(rule: Firewall) -> Iterable[str]:
+def _address_keys(rule: Firewall) -> Sequence[str]:
     return (rule.address,) if exact_ports(rule) is None else ()
 
 
 def _exact_verdict(rules: Sequence[Firewall]) -> str | Screen:
-    return open_to(rules, ACCEPT, "from", "from where the firewall allows")
+    return open_to(rules, "accept", "from", "from where the firewall allows")
 
 
 def _address_verdict(rules: Sequence[Firewall]) -> str | Screen:
@@ -168,7 +162,7 @@ def _address_verdict(rules: Sequence[Firewall]) -> str | Screen:
 
 
 def _grouped(
-    rules: Iterable[Firewall], keys_of: Callable[[Firewall], Iterable[str]], wanted: set[str]
+    rules: Iterable[Firewall], keys_of: Callable[[Firewall], Sequence[str]], wanted: set[str]
 ) -> dict[str, list[Firewall]]:
     addresses = {key.partition(" ")[0] for key in wanted}
     groups: dict[str, list[Firewall]] = {}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
+from typing import Literal
 
 from appliance.state import Chain, FieldName, FilterRule, Match, NftSet, Ruleset, Verdict
 from appliance.values import merged, shortest
@@ -103,16 +104,15 @@ def exact_ports(rule: Gated) -> range | None:
 
 def ends_of(rule: Gated) -> Terms:
     """From where and to where: what is left to ask of a packet that an element has found."""
-    destinations = rule.destinations if isinstance(rule, EgressRule) else ()
-    if not rule.sources and not destinations:
-        return ANYTHING
-    return _ends(rule.sources, destinations)
+    return _ends(rule.sources, _destinations(rule))
 
 
-@lru_cache(maxsize=32768)
 def _ends(sources: tuple[str, ...], destinations: tuple[str, ...]) -> Terms:
-    found = Terms(sources=distinct(sources), destinations=distinct(destinations))
-    return found if found.sources or found.destinations else ANYTHING
+    return Terms(sources=distinct(sources), destinations=distinct(destinations))
+
+
+def _destinations(rule: Gated) -> tuple[str, ...]:
+    return rule.destinations if isinstance(rule, EgressRule) else ()
 
 
 def terms_of(rule: Gated) -> Terms:
@@ -120,9 +120,7 @@ def terms_of(rule: Gated) -> Terms:
     icmp_type, icmp_code = rule.icmp_type, rule.icmp_code
     return replace(
         ends_of(rule),
-        protocol=""
-        if icmp_type is not None
-        else protocol_name(rule.protocol),  # the type says that it is icmp
+        protocol="" if icmp_type is not None else protocol_name(rule.protocol),  # the type says that it is icmp
         ports=f"{rule.ports.first}-{rule.ports.last}" if rule.ports else "",
         icmp_type="" if icmp_type is None else str(icmp_type),
         icmp_code="" if icmp_code is None else str(icmp_code),
@@ -170,7 +168,6 @@ def cidr_set(cidrs: tuple[str, ...]) -> NftSet:
     return NftSet(_set_name(cidrs), "ipv4_addr", interval=True, elements=dict.fromkeys(cidrs, ""))
 
 
-@lru_cache(maxsize=32768)
 def screen(prefix: str, terms: tuple[Terms, ...], verdict: Verdict, why: str) -> Screen:
     """The chain of these terms, sorted and each once, that gives every packet that meets one the verdict."""
     rules = tuple(FilterRule(t.matches, verdict, why) for t in terms)
@@ -195,13 +192,25 @@ def owner_of(ids: list[str]) -> str:
 # --- elements by verdict ------------------------------------------------------------------------------------
 
 
-def open_to(rules: Sequence[Gated], verdict: Verdict, prefix: str, why: str) -> str | Screen:
+def open_to(rules: Sequence[Gated], kind: Literal["accept", "drop"], prefix: str, why: str) -> str | Screen:
     """The verdict of an element that `rules` share: theirs where one is for everyone, else a screen."""
     if len(rules) == 1:
-        ends = ends_of(rules[0])
-        return verdict.kind if ends is ANYTHING else screen(prefix, (ends,), verdict, why)
+        return _open_to_one(rules[0].sources, _destinations(rules[0]), kind, prefix, why)
     terms = asked(map(ends_of, rules))
-    return verdict.kind if ANYTHING in terms else screen(prefix, terms, verdict, why)
+    return kind if ANYTHING in terms else screen(prefix, terms, Verdict(kind), why)
+
+
+# Documents hold thousands of rules with a source each: an unchanged one costs a look here and keeps its objects.
+@lru_cache(maxsize=32768)
+def _open_to_one(
+    sources: tuple[str, ...],
+    destinations: tuple[str, ...],
+    kind: Literal["accept", "drop"],
+    prefix: str,
+    why: str,
+) -> str | Screen:
+    ends = _ends(sources, destinations)
+    return kind if ends == ANYTHING else screen(prefix, (ends,), Verdict(kind), why)
 
 
 def verdict_map(
@@ -264,9 +273,7 @@ def _edited(old: NftSet, changes: Mapping[str, tuple[str | Screen, str] | None])
     return replace(old, elements=elements, owners=owners)
 
 
-def _rechained(
-    chains: tuple[Chain, ...], come: list[Chain], left: set[str]
-) -> tuple[tuple[Chain, ...], list[Chain]]:
+def _rechained(chains: tuple[Chain, ...], come: list[Chain], left: set[str]) -> tuple[tuple[Chain, ...], list[Chain]]:
     """`chains` with some more and without others, and those others. Helpers stand by name."""
     name_of = attrgetter("name")
     hooked = next((i for i, c in enumerate(chains) if c.hook is None), len(chains))

@@ -36,7 +36,7 @@ from appliance.state import (
     VerdictMap,
 )
 from router.config import Config, Forward, StaticNat
-from router.gate import INLINE_CIDRS, Screen, amended, among, cidr_set, digest, distinct, owner_of
+from router.gate import INLINE_CIDRS, Screen, Terms, amended, cidr_set, digest, distinct, owner_of
 from router.links import link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
 
@@ -77,9 +77,7 @@ def _in_rules() -> tuple[FilterRule, ...]:
 def _out_rules(known: tuple[Uplink, ...]) -> tuple[FilterRule, ...]:
     outwards = Match(("oifname",), set="s_uplink")
     return (
-        FilterRule(
-            (_TRANSLATED,), Nat("snat", ("iifname", "oifname"), "m_hairpin"), "back by the link it came by"
-        ),
+        FilterRule((_TRANSLATED,), Nat("snat", ("iifname", "oifname"), "m_hairpin"), "back by the link it came by"),
         FilterRule((outwards,), Nat("snat", ("ip saddr",), "m_static_nat_out"), "static NAT out"),
         *(
             FilterRule(
@@ -149,19 +147,24 @@ def _forwards(forwards: Iterable[Forward]) -> tuple[tuple[NftSet, ...], list[Scr
     return tuple(sets), list(screens.values())
 
 
+# A rule of a chain by source: sources, target, and the protocol where the target has a port (nft asks for it).
+_Target = tuple[tuple[str, ...], str, str]
+
+
 def _by_source(group: Sequence[tuple[Forward, str]]) -> Screen:
     """The chain of the forwards of one port, in any order: their sources are disjoint (checks.py)."""
-    return _choice(tuple(sorted((distinct(f.sources), to) for f, to in group)))
+    return _choice(tuple(sorted((distinct(f.sources), to, f.protocol if ":" in to else "") for f, to in group)))
 
 
 @lru_cache(maxsize=32768)
-def _choice(targets: tuple[tuple[tuple[str, ...], str], ...]) -> Screen:
+def _choice(targets: tuple[_Target, ...]) -> Screen:
     """The shared chain that translates to the target of whichever sources hold the packet's."""
     rules = tuple(
-        FilterRule(among("ip saddr", c), Nat("dnat", to=to), "forward by source") for c, to in targets
+        FilterRule(Terms(protocol, sources=cidrs).matches, Nat("dnat", to=to), "forward by source")
+        for cidrs, to, protocol in targets
     )
-    text = " ".join(f"{','.join(cidrs)}>{to}" for cidrs, to in targets)
-    lists = tuple(cidr_set(cidrs) for cidrs, _ in targets if len(cidrs) > INLINE_CIDRS)
+    text = " ".join(f"{protocol}|{','.join(cidrs)}|{to}" for cidrs, to, protocol in targets)
+    lists = tuple(cidr_set(cidrs) for cidrs, _, _ in targets if len(cidrs) > INLINE_CIDRS)
     return Screen(Chain(f"pick_{digest(text)}", rules), lists)
 
 
@@ -190,9 +193,7 @@ def revise_forwards(ruleset: Ruleset, config: Config, touched: Sequence[Touched]
                     groups.setdefault(key, []).append((forward, value))
         for key in keys:
             group = groups.get(key)
-            edits["m_forward_from"][key] = (
-                (_by_source(group), owner_of([f.id for f, _ in group])) if group else None
-            )
+            edits["m_forward_from"][key] = (_by_source(group), owner_of([f.id for f, _ in group])) if group else None
     return amended(ruleset, edits)
 
 
@@ -253,10 +254,7 @@ def _source_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
     networks = [n for n in config.networks if n.source_nat]
     owners = {n.cidr: n.id for n in networks}
     for uplink in known:
-        elements = {
-            n.cidr: n.source_nat if n.source_nat in uplink.addresses else uplink.addresses[0]
-            for n in networks
-        }
+        elements = {n.cidr: n.source_nat if n.source_nat in uplink.addresses else uplink.addresses[0] for n in networks}
         yield NftSet(_source_nat_map(uplink), "ipv4_addr", "ipv4_addr", True, elements, owners)
 
 

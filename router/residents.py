@@ -61,9 +61,7 @@ def record_problems(config: Config, ground: Ground) -> Iterator[Problem]:
         if record.type == "CNAME":
             other = others.get(_place(record)) or aliases.setdefault(_place(record), record.id)
             if other != record.id:
-                told = (
-                    f"record {other} is named {record.name} too, and a CNAME stands alone; remove one of them"
-                )
+                told = f"record {other} is named {record.name} too, and a CNAME stands alone; remove one of them"
                 yield Problem(f"config.records[{record.id}].name", told)
 
 
@@ -79,9 +77,7 @@ def _record(record: Record, ground: Ground, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.network", told)
     what, fits = _VALUES[record.type]
     if not fits(record.value):
-        yield Problem(
-            f"{path}.value", f"{record.value!r} is not {what}; a record of type {record.type} needs one"
-        )
+        yield Problem(f"{path}.value", f"{record.value!r} is not {what}; a record of type {record.type} needs one")
     for field, types in (("priority", ("MX", "SRV")), ("weight", ("SRV",)), ("port", ("SRV",))):
         if getattr(record, field) and record.type not in types:
             yield Problem(f"{path}.{field}", f"only {' and '.join(types)} records have a {field}; remove it")

@@ -142,9 +142,7 @@ def _static(config: Config, facts: Facts) -> Iterator[Route]:
     for route in sorted(config.routes, key=lambda r: r.id):
         near = towards(route.via, known)
         if near is None:
-            raise LookupError(
-                f"no interface has {route.via}, the gateway of route {route.id}, in its subnets"
-            )
+            raise LookupError(f"no interface has {route.via}, the gateway of route {route.id}, in its subnets")
         link = link_name(near.interface, facts)
         yield Route(route.destination, link, route.via, MAIN, near.address, owner=route.id)
 

@@ -83,9 +83,7 @@ def survey(config: Config) -> Ground:
             first, last = bounds(network.cidr)
             interface = interfaces.get(network.interface)
             own = own_addresses(interface) if interface else ()
-            lots[network.id] = Lot(
-                network, first, last, frozenset(a for a in own if first <= number(a) <= last)
-            )
+            lots[network.id] = Lot(network, first, last, frozenset(a for a in own if first <= number(a) <= last))
     order = tuple(sorted(lots.values(), key=lambda lot: lot.first))
     return Ground(public, lots, order, tuple(lot.first for lot in order))
 
@@ -151,9 +149,7 @@ def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
         yield Problem(path, f"{gateway} is the interface's own address; give the next router's")
     elif (known := subnets((interface,))) and towards(gateway, known) is None:
         told = listed(s.cidr for s in known)
-        yield Problem(
-            path, f"{gateway} is in no subnet of the interface ({told}); correct it, or the prefix lengths"
-        )
+        yield Problem(path, f"{gateway} is in no subnet of the interface ({told}); correct it, or the prefix lengths")
 
 
 def _not_a_host(cidr: str) -> str:
@@ -182,9 +178,7 @@ def _shared_addresses(config: Config) -> Iterator[Problem]:
         for address in own_addresses(interface):
             path = f"config.interfaces[{interface.id}].addresses"
             if address in seen:
-                yield Problem(
-                    path, f"{address} is an address of interface {seen[address]} already; remove one"
-                )
+                yield Problem(path, f"{address} is an address of interface {seen[address]} already; remove one")
             seen[address] = interface.id
 
 
@@ -253,9 +247,7 @@ def _dhcp(network: Network, ground: Ground, path: str) -> Iterator[Problem]:
         if is_v6(end):
             yield only_v4(f"{path}.{name}", end)
         elif not lot.first <= number(end) <= lot.last:
-            yield Problem(
-                f"{path}.{name}", f"{end} is not in {network.cidr}; the range lies inside the network"
-            )
+            yield Problem(f"{path}.{name}", f"{end} is not in {network.cidr}; the range lies inside the network")
     if not is_v6(dhcp.first + dhcp.last) and number(dhcp.first) > number(dhcp.last):
         yield Problem(path, f"the range ends ({dhcp.last}) before it starts ({dhcp.first}); swap them")
 
@@ -278,14 +270,10 @@ def route_problems(config: Config) -> Iterator[Problem]:
         if is_v6(via):
             yield only_v4(f"{path}.via", via)
         elif via in own:
-            yield Problem(
-                f"{path}.via", f"{via} is the router's own address on {own[via]}; give the next router's"
-            )
+            yield Problem(f"{path}.via", f"{via} is the router's own address on {own[via]}; give the next router's")
         elif towards(via, known) is None:
             told = listed(s.cidr for s in known)
-            yield Problem(
-                f"{path}.via", f"{via} is in no subnet of an interface ({told}); it must be a neighbour"
-            )
+            yield Problem(f"{path}.via", f"{via} is in no subnet of an interface ({told}); it must be a neighbour")
         if to in connected:
             told = f"{to} is the subnet of interface {connected[to]} itself; remove the route"
             yield Problem(f"{path}.destination", told)

@@ -12,15 +12,15 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError as NetlinkError  # type: ignore[import-untyped]
 
 from mgmt.hosts import kernel, processes
 
@@ -32,11 +32,16 @@ _LINK_NAME_BYTES = 15  # IFNAMSIZ of linux/if.h, without its end
 class Ground(Protocol):
     """A network namespace that links and bridges are put into."""
 
-    def entered(self) -> Any:
+    def entered(self) -> AbstractContextManager[None]:
         """A context in which the calling thread is there: sockets and processes made in it belong there."""
 
+    def connect(self, address: str, port: int, timeout_s: float = 5.0) -> socket.socket:
+        """A TCP connection from there: the `dial` of mgmt.push.Target."""
+        with self.entered():
+            return socket.create_connection((address, port), timeout=timeout_s)
 
-class HostGround:
+
+class HostGround(Ground):
     """The namespace of this process: the host itself."""
 
     @contextmanager
@@ -48,7 +53,7 @@ HOST = HostGround()
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class Process(Ground):
     """The network namespace of a running process, by its pid: a cell's."""
 
     pid: int
@@ -59,7 +64,7 @@ class Process:
             yield
 
 
-class Namespace:
+class Namespace(Ground):
     """A named network namespace of ours; its loopback is up. `name` is given without the prefix."""
 
     def __init__(self, name: str) -> None:
@@ -130,11 +135,6 @@ class Namespace:
         """Start a program inside, with subprocess.Popen's own options."""
         with self.entered():
             return subprocess.Popen(argv, **options)
-
-    def connect(self, address: str, port: int, timeout_s: float = 5.0) -> socket.socket:
-        """A TCP connection from inside: the `dial` of mgmt.push.Target."""
-        with self.entered():
-            return socket.create_connection((address, port), timeout=timeout_s)
 
     def plug(
         self,

@@ -81,7 +81,7 @@ RULES = (
         never=(*PROCESSES, *SOCKETS, *REMOTE),
         apart_from=tuple(
             f"appliance.{door}"
-            for door in ("host", "netlink", "nft", "units", "probe", "watch", "supervisor", "join")
+            for door in ("host", "netlink", "nft", "units", "probe", "watch", "supervisor", "process", "join")
         )
         + ("appliance.legacy",),
     ),

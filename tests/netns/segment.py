@@ -16,19 +16,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import dns.message
 import dns.query
+import dns.rcode
 import dns.reversename
 from pyroute2 import netns
 
 from appliance.plan import plan
+from appliance.ruleset import whole
 from appliance.state import Facts, File, LinkFact, State, Unit
+from router.compile import compile
 from router.config import Config
 from router.dhcp import compile_dhcp
 from router.dns import compile_dns
 
+CONTROL = "02:00:00:00:00:01"
 # The variables that udhcpc(8) gives its script, as lines; then the address is set as a real script would.
 _SCRIPT = """#!/bin/sh
 PATH=/sbin:/usr/sbin:/bin:/usr/bin
@@ -79,6 +84,12 @@ class Guest:
         self.clients.append(subprocess.Popen(argv, stdout=quiet, stderr=quiet))
         until(lambda: self.seen().get("event") == "bound")
         return self.clients[-1]
+
+    def renew(self, client: subprocess.Popen[bytes]) -> None:
+        """The client asks for its lease anew, from the address it has, and is given it."""
+        self._seen.unlink()
+        client.send_signal(signal.SIGUSR1)
+        until(lambda: self.seen().get("event") == "renew")
 
     def seen(self) -> dict[str, str]:
         if not self._seen.exists():
@@ -141,11 +152,12 @@ class Segment:
         self.router = f"{self.prefix}-r"
         self.directory = Path(tempfile.mkdtemp(prefix="narthex-segment-"))
         self.directory.chmod(0o755)  # dnsmasq reads again as nobody
-        self.links: dict[str, LinkFact] = {}
+        self.links = {CONTROL: LinkFact("eth0", CONTROL, 2, 1500, True)}  # a fact is enough: nothing comes by it
         self.guests: list[Guest] = []
         self.namespaces: list[str] = []
         self.state = State()
         self.units: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports = count()
         self._namespace(self.router)
 
     def _namespace(self, name: str) -> None:
@@ -163,10 +175,20 @@ class Segment:
         self._namespace(switch)
         run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
         run("ip", "-n", switch, "link", "set", "br0", "up")
-        self._plug(self.router, name, mac, switch)
+        self.plug(name, mac, *addresses)
+        self.links[mac] = LinkFact(name, mac, len(self.links) + 2, 1500, True)
+
+    def plug(self, name: str, mac: str, *addresses: str) -> None:
+        self._plug(self.router, name, mac, f"{self.prefix}-{name}")
         for address in addresses:
             run("ip", "-n", self.router, "address", "add", address, "dev", name)
-        self.links[mac] = LinkFact(name, mac, len(self.links) + 2, 1500, True)
+
+    def unplug(self, name: str) -> None:
+        run("ip", "-n", self.router, "link", "delete", name)
+
+    def exec(self, *argv: str) -> str:
+        """Run in the router's namespace."""
+        return run("ip", "netns", "exec", self.router, *argv)
 
     def guest(self, link: str, mac: str) -> Guest:
         """A guest on the bridge of that link."""
@@ -177,7 +199,7 @@ class Segment:
         return self.guests[-1]
 
     def _plug(self, namespace: str, link: str, mac: str, switch: str) -> None:
-        port = f"p{len(run('ip', '-n', switch, '-br', 'link').splitlines())}"
+        port = f"p{next(self._ports)}"
         at = ("ip", "-n", namespace, "link")
         run(*at, "add", link, "address", mac, "type", "veth", "peer", "name", port, "netns", switch)
         run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
@@ -199,6 +221,12 @@ class Segment:
                 self._unit(part, step.verb)
         self.state = after
         return steps
+
+    def guard(self, config: Config) -> None:
+        """Put the config's packet filter in place."""
+        text = whole(compile(config, self.facts).ruleset)
+        argv = ("ip", "netns", "exec", self.router, "nft", "-f", "-")
+        subprocess.run(argv, input=text, text=True, check=True)
 
     def _check(self, state: State) -> None:
         contents = {f.path: f.content for f in state.files}

@@ -81,7 +81,7 @@ def host(ident: str = "vm-1", **changes: Any) -> dict[str, Any]:
 # --- random documents ------------------------------------------------------------------------------------------
 
 _ids = st.integers(0, 5)
-_sources = st.one_of(
+_sources: st.SearchStrategy[list[str]] = st.one_of(
     st.just([]),
     st.lists(st.sampled_from(CIDRS), min_size=1, max_size=2, unique=True),
     st.just(list(MANY)),

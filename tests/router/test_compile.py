@@ -231,7 +231,7 @@ def test_forwards_by_source_share_a_chain() -> None:
     state = compiled(config)
     (verdict,) = state.ruleset.sets["m_forward_from"].elements.values()
     rules = chain_of(state, verdict.removeprefix("jump ")).rules
-    assert [(r.matches[0].values, getattr(r.statement, "to", "")) for r in rules] == [
+    assert [(r.matches[-1].values, getattr(r.statement, "to", "")) for r in rules] == [
         (("192.0.2.0/25",), "10.1.1.10:22"),
         (("192.0.2.128/25",), "10.1.1.11:22"),
     ]
@@ -269,6 +269,18 @@ def test_source_nat_is_the_address_of_the_uplink_left_by() -> None:
     sets = sets_of()
     assert sets["m_source_nat_isp-a"].elements == {"10.1.1.0/24": "203.0.113.10"}
     assert sets["m_source_nat_isp.b"].elements == {"10.1.1.0/24": "198.51.100.10"}
+
+
+def test_guests_ask_the_router_where_it_serves_them() -> None:
+    web = {"id": "web", "interface": "web", "cidr": "10.1.1.0/24", "dns": False}
+    sets = sets_of(networks=[web])
+    places = ("10.1.1.1", "10.1.1.255", "255.255.255.255")
+    assert set(sets["s_service"].elements) == {f"eth3 . {place} . udp . 67" for place in places}
+    assert set(sets["s_own"].elements) == {
+        "eth4 . 10.1.2.1",
+        "eth5 . 172.16.0.2",
+        *(f"eth3 . {place}" for place in places),
+    }
 
 
 def test_absent_interface_is_named() -> None:

@@ -82,7 +82,8 @@ def test_static_routes_take_the_interface_of_their_gateway() -> None:
 
 def test_tables_have_names() -> None:
     (file,) = (f for f in routed().files if "rt_tables" in f.path)
-    named = dict(reversed(line.split()) for line in file.content.splitlines())
+    lines = [line.split() for line in file.content.splitlines()]
+    named = {name: number for number, name in lines}
     marks = {r.owner: r.table for r in routed().rules if r.mark}
     assert named["narthex-uplinks"] == str(UPLINKS_TABLE)
     assert int(named["narthex-isp-a"]) == marks["isp-a"]

@@ -1,0 +1,62 @@
+"""A machine as the engine sees it: the Host protocol, and the two ways in which it says no.
+
+LinuxHost (host.py) is the real one, FakeHost (fake.py) one in memory. This file needs neither, so that the engine can be
+run, and read, without a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from appliance.events import Event
+from appliance.plan import Step
+from appliance.state import Facts, State
+
+
+class HostError(Exception):
+    """A step that failed. `evidence` is the tool's or the kernel's own words; `refused`: it touched nothing."""
+
+    def __init__(self, message: str, evidence: str = "", refused: bool = False) -> None:
+        self.evidence = evidence or message
+        self.refused = refused
+        super().__init__(message)
+
+
+class CheckError(Exception):
+    """A daemon's own dry check refused: `problems` are {path, message}, path being the file or "firewall"."""
+
+    def __init__(self, problems: list[dict[str, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{p['path']}: {p['message']}" for p in problems))
+
+
+class Host(Protocol):
+    """A machine as the engine sees it. Every method may raise HostError, `check` CheckError too."""
+
+    def facts(self) -> Facts: ...
+    def check(self, steps: Sequence[Step], after: State) -> None: ...
+    def commit(self, step: Step) -> None: ...
+    def observe(self, wished: State, others: Sequence[State]) -> State:
+        """The whole machine in the words of `wished`; `others` name files that may be left over."""
+
+    def look(self, steps: Sequence[Step], wished: State) -> State:
+        """Only what `steps` touched; all else is taken as wished."""
+
+    def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        """The live flows that `steps` would end."""
+
+    def probe(self, state: State) -> str:
+        """Evidence, in words, of whether the state's gateways answer."""
+
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
+        """Run a tool: (exit status, output, error output)."""
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Bytes and packets of every link, both ways."""
+
+    def own(self, event: Event) -> bool:
+        """Did we cause this event ourselves?"""
+
+    def now(self) -> float: ...
+    def monotonic(self) -> float: ...

@@ -1,0 +1,28 @@
+"""The command line: `narthex NOUN COMMAND`. The nouns are in cli_router.py and cli_cell.py.
+
+The launcher keeps `demo`, `test`, `soak` and `bench` for itself. Shell completion is click's own (docs/cell.md).
+"""
+
+from __future__ import annotations
+
+import click
+
+from mgmt.cli_cell import cell
+from mgmt.cli_router import router
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def narthex() -> None:
+    """Narthex: virtual routers for virtual machines. (demo, test, soak and bench: see `narthex --help`.)"""
+
+
+narthex.add_command(router)
+narthex.add_command(cell)
+
+
+def main() -> None:
+    narthex(prog_name="narthex")
+
+
+if __name__ == "__main__":
+    main()

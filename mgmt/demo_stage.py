@@ -1,0 +1,187 @@
+"""The stage of the demo: a ground of its own with two bridges, three guests, one outside host, and a router in a cell.
+
+    outside 198.51.100.10 -- 203.0.113.1 -- [public] -- router r1 -- [guest] -- web, mail, desk
+                                                |
+                                           [control] -- this process
+
+All of it is in namespaces that no one else uses, named by this process' pid, and files in one folder; so what a
+killed demo left is found by the next one, and what this one leaves can be looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from mgmt.hosts.cell import CellDriver
+from mgmt.hosts.driver import Nic, Seed
+from mgmt.hosts.guest import Guest
+from mgmt.hosts.namespace import NETNS, PREFIX, Bridge, Namespace
+from mgmt.keys import make_key
+from mgmt.push import Appliance, PushError, Target
+
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "router.json"
+ROUTER = "r1"  # a cell's control MAC comes of its name; the example's is this one's
+OUTSIDE = "198.51.100.10"
+GATEWAY = "203.0.113.1"
+BRIDGES = {"public": "nx-public", "guest": "nx-guest"}
+READY_SECONDS = 15.0
+_NAME = "demo-"
+_FOLDER = "narthex-demo-"
+
+
+class Stage:
+    """Put up with `put_up`, taken down with `take_down`, which may be called at any moment, and twice."""
+
+    def __init__(self) -> None:
+        self.name = f"{_NAME}{os.getpid()}"
+        self.folder = _folder(os.getpid())
+        self.document: dict[str, Any] = json.loads(EXAMPLE.read_text())
+        self.ground = Namespace(self.name)
+        self.guests = {h["name"]: Guest(f"{self.name}-{h['name']}", h["name"]) for h in self.config["hosts"]}
+        self.outside = Guest(f"{self.name}-outside", "outside")
+        self.driver = CellDriver(self.ground, self.folder / "state", self.folder / "run")
+        self.seed: Seed | None = None
+        self._manager = make_key()
+        self._namespaces: set[int] = set()  # the kernel's numbers of all that were made
+        self._open: list[Appliance] = []
+
+    @property
+    def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.document["config"]
+        return found
+
+    # --- up
+
+    def put_up(self) -> None:
+        """Ground, bridges and the outside host; the guests are there, not yet plugged in."""
+        self.folder.mkdir(mode=0o700)
+        self.ground.create()
+        for bridge in BRIDGES.values():
+            Bridge(bridge, self.ground).create()
+        for guest in (*self.guests.values(), self.outside):
+            guest.create()
+        for namespace in (self.ground, self.outside, *self.guests.values()):
+            self._namespaces.add(os.stat(namespace.path).st_ino)
+        # To reach a guest without translation the outside host would send to the router: one test tries it.
+        routes = {network["cidr"]: network["source_nat"] for network in self.config["networks"]}
+        addresses = (f"{GATEWAY}/24", f"{OUTSIDE}/32")
+        self.outside.plug(BRIDGES["public"], "02:00:5e:00:03:01", addresses, routes, self.ground)
+        self.outside.serve(25, 80)
+        self.guests["web"].serve(22, 8080)
+        self.guests["mail"].serve(25)
+        self.guests["desk"].serve(5004, 7000)
+
+    def start_router(self) -> Appliance:
+        """Create and start the cell; back with a warm connection when its agent answers."""
+        control, *others = self.config["interfaces"]
+        host = make_key()
+        self.seed = Seed(ROUTER, "router", control["addresses"][0], self._manager.public, host.public, host.private)
+        self.driver.create(self.seed, [Nic(i["mac"], BRIDGES[i["use"]]) for i in others])
+        cell = self.driver.start(ROUTER)
+        self._namespaces.add(os.stat(f"/proc/{cell.pid}/ns/net").st_ino)
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            appliance = self.connect()
+            try:
+                appliance.health()
+                return appliance
+            except PushError:
+                appliance.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def connect(self, dial_seconds: float = 5.0) -> Appliance:
+        """A new connection of the manager's, from the ground."""
+        assert self.seed is not None
+        address = self.seed.control_address.partition("/")[0]
+        target = Target(
+            address,
+            self.seed.host_key,
+            self._manager.private,
+            dial=lambda host, port, seconds: self.ground.connect(host, port, min(seconds, dial_seconds)),
+        )
+        self._open.append(Appliance(target))
+        return self._open[-1]
+
+    def take_lease(self, name: str) -> str:
+        """The guest plugs in and asks by DHCP. Returns its address."""
+        mac = next(h["mac"] for h in self.config["hosts"] if h["name"] == name)
+        return self.guests[name].take_lease(BRIDGES["guest"], mac, self.ground).address.partition("/")[0]
+
+    def in_router(self, *argv: str) -> str:
+        """Run a program in the cell, by hand as it were; its output."""
+        return self.driver.run(ROUTER, argv, timeout_s=10.0).stdout
+
+    def process(self) -> int:
+        """The cell's process 1, 0 where it doesn't run."""
+        return next((cell.pid for cell in self.driver.list()), 0)
+
+    # --- down
+
+    def take_down(self) -> None:
+        """End and remove everything. Each part is tried, whatever became of the others; the first error is raised."""
+        with ExitStack() as deeds:
+            deeds.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            deeds.callback(self.ground.destroy)
+            for guest in (self.outside, *self.guests.values()):
+                deeds.callback(guest.destroy)
+            if self.folder.exists():
+                deeds.callback(self.driver.destroy, ROUTER)
+            for appliance in self._open:
+                deeds.callback(appliance.close)
+
+    def left_behind(self) -> list[str]:
+        """What is still there of what was made: namespaces, processes in them, mounts, files. Empty is clean."""
+        deadline = time.monotonic() + 2.0
+        while (found := list(self._left())) and time.monotonic() < deadline:
+            time.sleep(0.02)  # the kernel frees a namespace some time after the last process has gone
+        return found
+
+    def _left(self) -> Iterator[str]:
+        if self.folder.exists():
+            yield f"folder {self.folder}"
+        yield from (f"namespace {path.name}" for path in NETNS.glob(f"{PREFIX}{self.name}*"))
+        marks = (str(self.folder), self.name, *(f"net:[{number}]" for number in self._namespaces))
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if any(mark in line for mark in marks):
+                yield f"mount {line.split()[4]}"
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                with suppress(OSError):
+                    if os.stat(process / "ns/net").st_ino in self._namespaces:
+                        yield f"process {process.name}"
+
+
+def _folder(pid: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"{_FOLDER}{pid}"
+
+
+def sweep_stages() -> list[int]:
+    """Take down what killed demos have left. Returns their pids."""
+    namespaces = {path.name.removeprefix(PREFIX).removeprefix(_NAME).partition("-")[0] for path in _namespaces()}
+    folders = {path.name.removeprefix(_FOLDER) for path in _folder(0).parent.glob(f"{_FOLDER}*")}
+    dead = sorted(int(p) for p in namespaces | folders if p.isdigit() and not Path("/proc", p).exists())
+    for pid in dead:
+        with ExitStack() as deeds:
+            deeds.callback(shutil.rmtree, _folder(pid), ignore_errors=True)
+            for path in _namespaces():
+                if f"{path.name}-".startswith(f"{PREFIX}{_NAME}{pid}-"):
+                    deeds.callback(Namespace(path.name.removeprefix(PREFIX)).destroy)
+            if _folder(pid).exists():
+                ground = Namespace(f"{_NAME}{pid}")
+                driver = CellDriver(ground, _folder(pid) / "state", _folder(pid) / "run")
+                deeds.callback(driver.destroy, ROUTER)
+    return dead
+
+
+def _namespaces() -> Iterator[Path]:
+    yield from NETNS.glob(f"{PREFIX}{_NAME}*")

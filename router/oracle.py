@@ -1,0 +1,362 @@
+"""What a document means: the fate of any packet that starts a flow, in plain Python, without a kernel.
+
+This is router/README.md's nine rules once more, in their order and in their words. It knows nothing of nftables, marks
+or routing tables, on purpose: it was written without looking at the compiler, and the tests hold compiler, kernel and
+this page against each other. To learn what the product does, read `verdict` and go down.
+
+    verdict ── sender_is_a_lie?  ── rule 0: what nobody honest sends
+            ── to_public         ── rule 2: the address's firewall, then forwards, then static NAT, then the router
+            │    └─ translated   ── rules 3, 4: to the new destination and nowhere else; hairpin
+            ── from_router       ── rule 5: its own packets are translated alike and never judged
+            ── to_router         ── rule 8: what each side may ask of the router itself
+            └─ onwards           ── rules 6, 7: only a guest goes out, under its network's egress
+                 └─ sent_from    ── rule 6: source NAT
+    every way out: way_out, uplink_of  ── rule 9
+
+Rule 1 (what follows in a flow follows its first packet) is the kernel's connection tracking, and no packet of it
+reaches this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from appliance.values import bounds, contains, number, subnet
+from router.config import Config, EgressRule, Firewall, Forward, Interface, Network, Ports, StaticNat
+from router.packet import NUMBERS, Outcome, Packet, Verdict
+
+# ICMP messages that ask for an answer: echo, timestamp, information, address mask (RFC 792, 950). No other starts a
+# flow: an error or an answer belongs to the flow it is about, and without one it belongs to nothing.
+QUESTIONS = frozenset({8, 13, 15, 17})
+EVERYONE = "255.255.255.255"
+
+
+def verdict(config: Config, packet: Packet) -> Outcome:
+    """What becomes of a packet that starts a flow. `config` passed the checks; IPv4."""
+    if packet.in_interface == "":
+        return from_router(config, packet)
+    if not starts_a_flow(packet):
+        return dropped(packet, "an ICMP message that asks nothing starts no flow")
+    came_by = next(i for i in config.interfaces if i.id == packet.in_interface)
+    if lie := sender_is_a_lie(config, packet, came_by):
+        return dropped(packet, lie, came_by.id)
+    if holder_of(config, packet.destination, "public"):
+        return to_public(config, packet, came_by)
+    if is_for_us(config, packet.destination):
+        return to_router(config, packet, came_by)
+    return onwards(config, packet, came_by)
+
+
+def starts_a_flow(packet: Packet) -> bool:
+    return packet.number != 1 or packet.icmp_type in QUESTIONS
+
+
+# --- rule 0: senders ---
+
+
+def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
+    """Why no honest sender can have sent this in by that interface, "" where one can."""
+    source = packet.source
+    if any(contains(nobody, source) for nobody in ("127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")):
+        return f"{source} is nobody's address"
+    if source == "0.0.0.0":
+        return "" if packet.destination == EVERYONE else "only who asks everyone has no address yet"
+    if holder_of(config, source):
+        return f"{source} is the router's own address"
+    if is_broadcast(config.interfaces, source):
+        return f"{source} is a broadcast address"
+    if came_by.use == "guest":
+        if not network_of(config, came_by, source):
+            return f"{source} is in no network of {came_by.id}"
+    elif (home := inner_home_of(config, source)) and home is not came_by:
+        return f"{source} lives behind {home.id}"
+    return ""
+
+
+def inner_home_of(config: Config, source: str) -> Interface | None:
+    """The guest, private or control interface in whose subnet an address lies."""
+    return next((i for i in config.interfaces if i.use != "public" and is_connected(i, source)), None)
+
+
+# --- rule 2: to a public address ---
+
+
+def to_public(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+    """The firewall of the address judges the packet as it was sent; then it is translated or is the router's."""
+    let_in = next((rule for rule in config.firewall if firewall_allows(rule, packet)), None)
+    if let_in is None:
+        return dropped(packet, f"no firewall rule of {packet.destination} lets it in")
+    translation = translation_of(config, packet)
+    if translation is None:
+        return local(packet, "the firewall let it in, and nothing translates it", let_in.id)
+    return translated(config, packet, translation, came_by, let_in.id)
+
+
+def firewall_allows(rule: Firewall, packet: Packet) -> bool:
+    return rule.address == packet.destination and is_of(rule, packet) and is_among(packet.source, rule.sources)
+
+
+def translation_of(config: Config, packet: Packet) -> Forward | StaticNat | None:
+    """What translates a packet to a public address: a forward for this source, a forward for all, a static NAT."""
+    forwards = [f for f in config.forwards if f.address == packet.destination and is_forwarded(f, packet)]
+    for forward in forwards:
+        if forward.sources and is_among(packet.source, forward.sources):
+            return forward
+    for forward in forwards:
+        if not forward.sources:
+            return forward
+    return next((nat for nat in config.static_nats if nat.address == packet.destination), None)
+
+
+def is_forwarded(forward: Forward, packet: Packet) -> bool:
+    return packet.protocol == forward.protocol and holds(forward.ports, packet.destination_port)
+
+
+# --- rules 3, 4: translated packets ---
+
+
+def translated(
+    config: Config, packet: Packet, by: Forward | StaticNat, came_by: Interface | None, *let_in: str
+) -> Outcome:
+    """To the new destination, and nowhere else. Back out where it came in: from the router, so that answers return."""
+    port = packet.destination_port
+    if isinstance(by, Forward) and by.target_ports is not None:
+        port += by.target_ports.first - by.ports.first
+    out = way_out(config, by.target, uplink_of(config, packet, came_by))
+    if out is None:
+        return dropped(packet, f"there is no way to {by.target}", *let_in, by.id)
+    source, why = packet.source, f"translated to {by.target}"
+    if came_by is out:
+        source, why = first_address(out), f"{why}, and back by the interface it came in by"
+    elif out.use == "public" and came_by is not None and came_by.use == "guest":
+        source, _ = sent_from(config, packet, came_by, out)
+    return forwarded(packet, out, source, by.target, port, why, *let_in, by.id)
+
+
+# --- rule 5: from the router itself ---
+
+
+def from_router(config: Config, packet: Packet) -> Outcome:
+    """Its own packets are translated as anyone's are, and go where they want."""
+    if starts_a_flow(packet) and (translation := translation_of(config, packet)):
+        return translated(config, packet, translation, None)
+    if contains("127.0.0.0/8", packet.destination) or holder_of(config, packet.destination):
+        return local(packet, "from the router to itself")
+    out = way_out(config, packet.destination, uplink_of(config, packet, None))
+    if out is None:
+        return dropped(packet, f"there is no way to {packet.destination}")
+    return forwarded(packet, out, packet.source, packet.destination, packet.destination_port, "the router's own")
+
+
+# --- rules 6, 7: onwards ---
+
+
+def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+    """Untranslated, to somewhere else: that is for guests on their way out, if their network's egress allows."""
+    out = way_out(config, packet.destination, uplink_of(config, packet, came_by))
+    if out is None:
+        return dropped(packet, f"there is no way to {packet.destination}")
+    network = network_of(config, came_by, packet.source)
+    if network is None or out.use not in ("public", "private"):
+        return dropped(packet, f"nothing goes untranslated from {came_by.id} to {out.id}", came_by.id)
+    exception = next((rule for rule in config.egress if is_exception(rule, network, packet)), None)
+    judges = (network.id, exception.id) if exception else (network.id,)
+    if (network.egress.default == "allow") == (exception is not None):
+        return dropped(packet, f"the egress of {network.id} forbids it", *judges)
+    source, by = sent_from(config, packet, came_by, out)
+    why = f"the egress of {network.id} allows it"
+    return forwarded(packet, out, source, packet.destination, packet.destination_port, why, *judges, *by)
+
+
+def is_exception(rule: EgressRule, network: Network, packet: Packet) -> bool:
+    return (
+        rule.network == network.id
+        and is_of(rule, packet)
+        and is_among(packet.source, rule.sources)
+        and is_among(packet.destination, rule.destinations)
+    )
+
+
+def sent_from(config: Config, packet: Packet, came_by: Interface, out: Interface) -> tuple[str, tuple[str, ...]]:
+    """The source with which a guest's packet leaves, and the object that says so."""
+    network = network_of(config, came_by, packet.source)
+    if out.use != "public" or network is None:
+        return packet.source, ()
+    if own := static_nat_of(config, packet.source):
+        return own.address, (own.id,)
+    if network.source_nat is None:
+        return packet.source, ()
+    if holder_of(config, network.source_nat) is out:
+        return network.source_nat, (network.id,)
+    return first_address(out), (network.id, out.id)
+
+
+# --- rule 8: to the router ---
+
+
+def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+    """To the router itself, by an address that isn't public: what each side may ask of it."""
+    to_itself = packet.destination in addresses(came_by)
+    to_all = packet.destination == EVERYONE or is_broadcast((came_by,), packet.destination)
+    echo = packet.number == 1 and packet.icmp_type == 8
+    if came_by.use == "control" and to_itself and (echo or is_to_port(packet, "tcp", 3922)):
+        return local(packet, "the manager's way in", came_by.id)
+    if came_by.use == "private" and to_itself and echo:
+        return local(packet, "a private interface answers echo", came_by.id)
+    if came_by.use == "guest" and (to_itself or to_all):
+        if echo:
+            return local(packet, "a guest interface answers echo", came_by.id)
+        for network in networks_on(config, came_by):
+            if network.dhcp.enabled and is_to_port(packet, "udp", 67):
+                return local(packet, "DHCP", network.id)
+            if network.dns and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
+                return local(packet, "DNS", network.id)
+    return dropped(packet, f"the router offers no such thing to {came_by.id}", came_by.id)
+
+
+def is_to_port(packet: Packet, protocol: str, port: int) -> bool:
+    return packet.protocol == protocol and packet.destination_port == port
+
+
+# --- rule 9: which way out ---
+
+
+def uplink_of(config: Config, packet: Packet, came_by: Interface | None) -> Interface | None:
+    """The public interface that this flow belongs to, None where it belongs to none."""
+    if came_by is None:
+        return holder_of(config, packet.source, "public")
+    if came_by.use == "public":
+        return came_by
+    if (network := network_of(config, came_by, packet.source)) is None:
+        return None
+    if own := static_nat_of(config, packet.source):
+        return holder_of(config, own.address)
+    if network.source_nat is not None:
+        return holder_of(config, network.source_nat)
+    return next((i for i in config.interfaces if i.use == "public"), None)
+
+
+def way_out(config: Config, destination: str, uplink: Interface | None) -> Interface | None:
+    """The interface by which a packet leaves: guests, private networks and static routes first, then its uplink."""
+    ways = [(subnet(a), i) for i in config.interfaces if i.use != "public" for a in i.addresses]
+    ways += [(r.destination, i) for r in config.routes if (i := neighbour_of(config, r.via))]
+    if inner := narrowest(ways, destination):
+        return inner
+    if uplink is not None:
+        return uplink
+    publics = [i for i in config.interfaces if i.use == "public"]
+    nearby = narrowest([(subnet(a), i) for i in publics for a in i.addresses], destination)
+    return nearby or (publics[0] if publics else None)
+
+
+def neighbour_of(config: Config, via: str) -> Interface | None:
+    """The interface in whose subnet a static route's next router lies."""
+    return narrowest([(subnet(a), i) for i in config.interfaces for a in i.addresses], via)
+
+
+def narrowest(ways: list[tuple[str, Interface]], destination: str) -> Interface | None:
+    """The way with the longest prefix that holds `destination`; of equal ones the first."""
+    fitting = [(network, i) for network, i in ways if contains(network, destination)]
+    return max(fitting, key=lambda way: int(way[0].partition("/")[2]), default=("", None))[1]
+
+
+# --- whose is an address? ---
+
+
+def addresses(interface: Interface) -> list[str]:
+    return [a.partition("/")[0] for a in interface.addresses]
+
+
+def first_address(interface: Interface) -> str:
+    return addresses(interface)[0]
+
+
+def holder_of(config: Config, address: str, use: str = "") -> Interface | None:
+    """The interface of which `address` is one (and which is of that use)."""
+    return next((i for i in config.interfaces if address in addresses(i) and use in ("", i.use)), None)
+
+
+def is_connected(interface: Interface, address: str) -> bool:
+    return any(contains(subnet(a), address) for a in interface.addresses)
+
+
+def is_for_us(config: Config, destination: str) -> bool:
+    """Is it the router's, alone or among others? Loopback addresses are nobody's on a wire: they too end here."""
+    return (
+        holder_of(config, destination) is not None
+        or is_broadcast(config.interfaces, destination)
+        or any(contains(c, destination) for c in ("224.0.0.0/4", "127.0.0.0/8", f"{EVERYONE}/32", "0.0.0.0/32"))
+    )
+
+
+def is_broadcast(interfaces: tuple[Interface, ...], address: str) -> bool:
+    """The last address of a subnet of one of the interfaces; a /31 has none (RFC 3021)."""
+    spans: Iterator[tuple[int, int]] = (bounds(a) for i in interfaces for a in i.addresses)
+    return any(last - first > 1 and number(address) == last for first, last in spans)
+
+
+def networks_on(config: Config, interface: Interface) -> list[Network]:
+    return [n for n in config.networks if n.interface == interface.id]
+
+
+def network_of(config: Config, came_by: Interface, source: str) -> Network | None:
+    """The guest network behind this interface that a source belongs to."""
+    return next((n for n in networks_on(config, came_by) if contains(n.cidr, source)), None)
+
+
+def static_nat_of(config: Config, guest: str) -> StaticNat | None:
+    return next((nat for nat in config.static_nats if nat.target == guest), None)
+
+
+# --- what a rule says of a packet ---
+
+
+def is_of(rule: Firewall | EgressRule, packet: Packet) -> bool:
+    """Protocol, port as sent, type and code."""
+    if rule.protocol == "any":
+        return True
+    if (rule.protocol if isinstance(rule.protocol, int) else NUMBERS[rule.protocol]) != packet.number:
+        return False
+    if rule.ports is not None and not holds(rule.ports, packet.destination_port):
+        return False
+    return rule.icmp_type in (None, packet.icmp_type) and rule.icmp_code in (None, packet.icmp_code)
+
+
+def is_among(address: str, cidrs: tuple[str, ...]) -> bool:
+    """Is it in one of them? An empty list is everyone's."""
+    return not cidrs or any(contains(c, address) for c in cidrs)
+
+
+def holds(ports: Ports, port: int) -> bool:
+    return ports.first <= port <= ports.last
+
+
+# --- outcomes ---
+
+
+def dropped(packet: Packet, why: str, *owners: str) -> Outcome:
+    return _outcome("dropped", packet, "", packet.source, packet.destination, packet.destination_port, why, owners)
+
+
+def local(packet: Packet, why: str, *owners: str) -> Outcome:
+    return _outcome("local", packet, "", packet.source, packet.destination, packet.destination_port, why, owners)
+
+
+def forwarded(
+    packet: Packet, out: Interface, source: str, destination: str, port: int, why: str, *owners: str
+) -> Outcome:
+    return _outcome("forwarded", packet, out.id, source, destination, port, why, owners)
+
+
+def _outcome(
+    verdict: Verdict,
+    packet: Packet,
+    out: str,
+    source: str,
+    destination: str,
+    port: int,
+    why: str,
+    owners: tuple[str, ...],
+) -> Outcome:
+    sport, dport = (packet.source_port, port) if packet.has_ports else (None, None)
+    return Outcome(verdict, out, source, destination, sport, dport, tuple(dict.fromkeys(owners)), why)
