@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from appliance.diagnostics import DiagnosticsError, diagnose
-from appliance.document import DocumentError
+from appliance.document import VERSION as DOCUMENT_VERSION
+from appliance.document import DocumentError, parse
 from appliance.engine import Answer, Engine
 from appliance.metrics import Metrics, resident
 from appliance.plan import diff, lines
@@ -33,8 +35,9 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
 
     @app.get("/v1/config")
     def get_config() -> Response:
-        number = engine.current.number
-        return Response(engine.document(number) if engine.current.config else b"null", mimetype="application/json")
+        with engine.lock:
+            body = engine.document(engine.current.number) if engine.current.config else b"null"
+        return Response(body, mimetype="application/json")
 
     @app.post("/v1/plan")
     def post_plan() -> Response:
@@ -77,13 +80,13 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
 
     @app.get("/v1/version")
     def version() -> Response:
-        return _json(Answer(200, {"narthex": VERSION, "document": 1, "role": engine.settings.role}))
+        return _json(Answer(200, {"narthex": VERSION, "document": DOCUMENT_VERSION, "role": engine.settings.role}))
 
     @app.post("/v1/diagnostics")
     def diagnostics() -> Response:
         try:
-            return _json(Answer(200, diagnose(engine.host, request.get_json(force=True, silent=True))))
-        except DiagnosticsError as error:
+            return _json(Answer(200, diagnose(engine.host, parse(request.get_data(cache=False)))))
+        except (DiagnosticsError, DocumentError) as error:
             return _json(Answer(422, {"error": str(error)}))
 
     @app.get("/metrics")
@@ -92,11 +95,9 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
         metrics.set("narthex_awaiting_confirmation", 1 if engine.awaiting else 0)
         return Response(metrics.text(), mimetype="text/plain; version=0.0.4")
 
-    @app.errorhandler(404)
-    @app.errorhandler(405)
-    @app.errorhandler(413)
-    def unknown(error: Any) -> Response:
-        return _json(Answer(error.code, {"error": f"{request.method} {request.path}: {error.name.lower()}"}))
+    @app.errorhandler(HTTPException)
+    def unknown(error: HTTPException) -> Response:
+        return _json(Answer(error.code or 500, {"error": f"{request.method} {request.path}: {error.name.lower()}"}))
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:
@@ -155,8 +156,9 @@ def _generation(engine: Engine, number: int, against: int | None) -> Answer:
                 told["diff"] = diff(engine.state_of(against), engine.state_of(number))
             else:
                 told["document"] = json.loads(engine.document(number))
-        except (KeyError, DocumentError, OSError) as error:
-            return Answer(404, {"error": f"generation {error} is not kept", "current": engine.current.number})
+        except (LookupError, OSError, DocumentError) as error:
+            words = f"generation {number} is not kept whole any more: {error}"
+            return Answer(404, {"error": words, "current": engine.current.number})
         return Answer(200, told)
 
 

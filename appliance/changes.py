@@ -23,6 +23,7 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
     models = collections(type(config))
     lists: dict[str, list[Any]] = {}
     places: dict[str, dict[str, int]] = {}
+    thinned: set[str] = set()
     touched: dict[tuple[str, str], Touched] = {}
     problems: list[Problem] = []
     for number, operation in enumerate(operations):
@@ -40,7 +41,7 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
         except DocumentError as error:
             problems += error.problems
             continue
-        ident = new.id if new is not None else operation.id  # type: ignore[attr-defined,union-attr]
+        ident = operation.object["id"] if isinstance(operation, Put) else operation.id
         where = places[name].get(ident)
         old = lists[name][where] if where is not None else None
         if new is None and old is None:
@@ -50,16 +51,15 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
             places[name][ident] = len(lists[name])
             lists[name].append(new)
         else:
-            lists[name][where] = new
+            lists[name][where] = new  # one that comes back in the same change takes its old place
             if new is None:
-                del places[name][ident]
+                thinned.add(name)
         first = touched.get((name, ident))
         touched[name, ident] = Touched(name, ident, first.before if first else old, new)
     if problems:
         raise DocumentError(problems)
-    removed = {t.collection for t in touched.values() if t.after is None}
     update = {
-        n: tuple(o for o in objects if o is not None) if n in removed else tuple(objects)
+        n: tuple(o for o in objects if o is not None) if n in thinned else tuple(objects)
         for n, objects in lists.items()
     }
     kept = tuple(t for t in touched.values() if t.before != t.after)

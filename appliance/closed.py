@@ -33,5 +33,5 @@ def closed(facts: Facts, control_address: str = "") -> State:
                 Chain("input", tuple(rules), Hook("filter", "input", 0, "drop")),
                 Chain("forward", (), Hook("filter", "forward", 0, "drop")),
             ),
-        )
+        ),
     )

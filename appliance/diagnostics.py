@@ -1,4 +1,4 @@
-"""Questions a person may have the appliance ask: ping, arping, traceroute, and the state as rendered. Never a free command."""
+"""Questions a person may have the appliance ask: ping, arping, traceroute. Never a free command."""
 
 from __future__ import annotations
 

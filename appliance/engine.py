@@ -1,6 +1,7 @@
 """The transaction: check, journal, commit, verify, confirm or undo. The same for every role, and it knows none.
 
-    decode -> checks -> generation guard -> compile -> plan -> dry checks -> journal -> commit -> verify -> confirm -> keep
+    decode -> generation guard -> checks -> compile -> plan -> dry checks
+        -> journal -> commit -> verify -> confirm -> keep
 
 One push at a time. Whatever fails, the machine is the generation before or the one pushed: an undo is the same commit
 with the previous State as its end. Verification is a second plan that must be empty.
@@ -173,7 +174,7 @@ class Engine:
         return config
 
     def _converge(self, state: State, reason: str) -> None:
-        """Observe the whole machine and make it `state`. A step that fails stops no other; `_trouble` is what is left."""
+        """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left."""
         failed: list[str] = []
         try:
             for step in plan(self.host.observe(state, self._leftovers), state):
@@ -311,7 +312,9 @@ class Engine:
         current = self.current
         self._guard(change.generation)
         if change.base != current.number:
-            words = f"made against generation {change.base}; the machine is {current.number}: read it and make the change anew"
+            words = (
+                f"made against generation {change.base}; the machine is {current.number}: read it, make the change anew"
+            )
             raise Refused(409, {"error": words, "current": current.number})
         if current.config is None:
             raise Refused(409, {"error": "there is no document to change; push a whole one", "current": 0})

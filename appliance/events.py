@@ -23,6 +23,7 @@ from errno import ENOBUFS
 from typing import Literal
 
 from appliance import rtnl, wire
+from appliance.netlink import link_name
 from appliance.nftelement import generation_told
 
 Kind = Literal["link", "address", "route", "rule", "ruleset", "overrun"]
@@ -179,7 +180,7 @@ def _link(body: bytes) -> tuple[str, int]:
 def _address(body: bytes) -> tuple[str, int]:
     found = wire.attributes(body, 8)
     raw = found.get(2) or found.get(1) or bytes(4)
-    return f"{_text(raw)}/{body[1]} on {rtnl.link_name(_U32.unpack_from(body, 4)[0])}", 0
+    return f"{_text(raw)}/{body[1]} on {link_name(_U32.unpack_from(body, 4)[0])}", 0
 
 
 def _route(body: bytes) -> tuple[str, int]:

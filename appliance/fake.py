@@ -1,12 +1,13 @@
 """FakeHost: a machine in memory that validates, for tests of everything above the door.
 
 It refuses what the kernel and the daemons would: a route over a link that is down or missing, a jump to no chain, a
-reload of a unit that does not run. `fail_at` breaks the n-th commit; `lie` makes a commit say yes and do nothing.
+reload of a unit that does not run; and it knows, as the real one does, which content of its files a unit has read.
+`fail_at` breaks the n-th commit, `lie_at` makes one say yes and do nothing, `refuse` and `refuse_nft` are a tool's no.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,17 +40,20 @@ def facts(*macs: str, control: str = "") -> Facts:
 
 @dataclass
 class FakeHost:
-    """Implements appliance.host.Host. What it is stands in `machine`; what was done in `done`."""
+    """Implements appliance.machine.Host. What it is stands in `machine`; what was done in `done`."""
 
     known: Facts
     machine: State = field(default_factory=State)
     done: list[Step] = field(default_factory=list)
     ended: list[Flows] = field(default_factory=list)
+    read: dict[str, tuple[File, ...]] = field(default_factory=dict)  # what each unit read when it was last told to
     clock: float = 1_000_000.0
     fail_at: int = -1  # the n-th commit from now on fails
     fail_for: int = 1  # so many commits in a row
     lie_at: int = -1  # the n-th commit from now on says yes and does nothing
+    blind: bool = False  # nothing can be observed
     refuse: list[dict[str, str]] = field(default_factory=list)  # what the dry check says
+    refuse_nft: str = ""  # what nft says to every ruleset
     on_commit: Callable[[Step], None] | None = None
 
     def facts(self) -> Facts:
@@ -86,15 +90,17 @@ class FakeHost:
         self.fail_at -= 1
         if -1 - self.fail_for < self.fail_at <= -1:
             raise HostError(f"{step}: broken on purpose", "evidence of the fake")
-        self.done.append(step)
         part = step.after if step.after is not None else step.before
         if isinstance(part, Lost):
             self.ended += part.flows
         elif isinstance(part, Ruleset):
+            if self.refuse_nft:
+                raise HostError(f"{step}: {self.refuse_nft}", self.refuse_nft, refused=True)
             _valid(part)
             self.machine = replace(self.machine, ruleset=part)
         else:
             self._change(step, part)
+        self.done.append(step)
 
     def _change(self, step: Step, part: Any) -> None:
         m = self.machine
@@ -119,27 +125,48 @@ class FakeHost:
             _need(gone or part.path.startswith("/"), f"{step}: not an absolute path")
             self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
         elif isinstance(part, Unit):
-            running = {u.name for u in m.units}
-            _need(step.verb not in ("reload", "restart", "stop") or part.name in running, f"{step}: not active")
-            _need(step.verb == "stop" or bool(part.command), f"{step}: no command")
-            self.machine = replace(m, units=_with(m.units, part, lambda p: p.name, step.verb == "stop"))
+            self._tell(step, part)
+
+    def _tell(self, step: Step, unit: Unit) -> None:
+        running = {u.name for u in self.machine.units}
+        _need(step.verb not in ("reload", "restart", "stop") or unit.name in running, f"{step}: not active")
+        _need(step.verb == "stop" or bool(unit.command), f"{step}: no command")
+        units = _with(self.machine.units, unit, lambda p: p.name, step.verb == "stop")
+        self.machine = replace(self.machine, units=units)
+        self.read[unit.name] = self._on_disk(unit)
+
+    def _on_disk(self, unit: Unit) -> tuple[File, ...]:
+        paths = {*unit.restart_on, *unit.reload_on}
+        return tuple(sorted((f for f in self.machine.files if f.path in paths), key=lambda f: f.path))
 
     def observe(self, wished: State, others: Sequence[State]) -> State:
+        return self._seen(wished, (f for s in others for f in s.files), {link.name for s in others for link in s.links})
+
+    def look(self, steps: Sequence[Step], wished: State) -> State:
+        parts = [p for s in steps for p in (s.before, s.after)]
+        links = {p.link for p in parts if isinstance(p, Address)} | {p.name for p in parts if isinstance(p, Link)}
+        return self._seen(wished, (p for p in parts if isinstance(p, File)), links)
+
+    def _seen(self, wished: State, files: Iterable[File], links: set[str]) -> State:
+        """The machine, as far as it is ours: what is wished, and `files` and `links` that may be left over."""
+        if self.blind:
+            raise HostError("cannot observe: broken on purpose", "evidence of the fake")
         m = self.machine
-        known = {f.path for s in (wished, *others) for f in s.files}
-        managed = {link.name for link in wished.links}
+        paths = {f.path for f in (*wished.files, *files)}
+        managed = {link.name for link in wished.links} | links
         keys = {s.key for s in wished.sysctls}
         return replace(
             m,
-            files=tuple(f for f in m.files if f.path in known),
+            files=tuple(f for f in m.files if f.path in paths),
             links=tuple(link for link in m.links if link.name in managed),
             addresses=tuple(a for a in m.addresses if a.link in managed),
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
+            units=tuple(u if self._has_read(u) else replace(u, command=()) for u in m.units),
             probes=wished.probes,
         )
 
-    def look(self, steps: Sequence[Step], wished: State) -> State:
-        return self.observe(wished, [])
+    def _has_read(self, unit: Unit) -> bool:
+        return unit.name not in self.read or self.read[unit.name] == self._on_disk(unit)
 
     def flows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
         return [{"owner": s.owner, "flow": s.name} for s in steps if s.kind == "flows"]
@@ -153,29 +180,30 @@ def _with(parts: tuple[Any, ...], part: Any, key: Callable[[Any], Any], gone: bo
     return rest if gone else (*rest, part)
 
 
-def _need(good: bool, words: str) -> None:
+def _need(good: bool, words: str, refused: bool = False) -> None:
     if not good:
-        raise HostError(words)
+        raise HostError(words, refused=refused)
 
 
 def _valid(ruleset: Ruleset) -> None:
     """What nft would refuse: a reference to a chain or set that isn't there, a field count that isn't the set's."""
     chains = {c.name for c in ruleset.chains}
-    _need(len(chains) == len(ruleset.chains), "two chains of one name")
+    _need(len(chains) == len(ruleset.chains), "two chains of one name", refused=True)
     for chain in ruleset.chains:
         for rule in chain.rules:
             s = rule.statement
             if isinstance(s, Verdict) and s.chain:
-                _need(s.chain in chains, f"{chain.name}: jump to {s.chain}, which is not there")
+                _need(s.chain in chains, f"{chain.name}: jump to {s.chain}, which is not there", refused=True)
             looked = [(m.set, m.fields) for m in rule.matches if m.set]
             if isinstance(s, VerdictMap | Nat | SetMark) and s.map:
                 looked.append((s.map, s.fields))
             for name, fields in looked:
-                _need(name in ruleset.sets, f"{chain.name}: no set {name}")
-                _need(len(fields) == len(ruleset.sets[name].key.split(" . ")), f"{chain.name}: fields of {name}")
+                _need(name in ruleset.sets, f"{chain.name}: no set {name}", refused=True)
+                alike = len(fields) == len(ruleset.sets[name].key.split(" . "))
+                _need(alike, f"{chain.name}: fields of {name}", refused=True)
     for name, item in ruleset.sets.items():
-        _need(name == item.name, f"set {item.name} stands under {name}")
+        _need(name == item.name, f"set {item.name} stands under {name}", refused=True)
         if item.value == "verdict":
             for key, value in item.elements.items():
                 word, _, target = value.partition(" ")
-                _need(not target or target in chains, f"{name} {key}: {word} to {target}, which is not there")
+                _need(not target or target in chains, f"{name} {key}: {word} to {target} is not there", refused=True)

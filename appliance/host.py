@@ -169,7 +169,7 @@ class LinuxHost:
             if step.whole or not (isinstance(step.before, Ruleset) and step.before.chains is part.chains):
                 self._fingerprint = ""
         elif isinstance(part, Sysctl):
-            _sysctl_path(part.key).write_text(part.value)
+            _set_sysctl(part)
         elif isinstance(part, Link):
             self.netlink.set_link(replace(part, up=False) if gone else part)
         elif isinstance(part, Address):
@@ -231,12 +231,13 @@ class LinuxHost:
 
     def observe(self, wished: State, others: Sequence[State]) -> State:
         try:
-            names = [link.name for link in wished.links]
+            left = [link for s in others for link in s.links]
+            names = [link.name for link in (*wished.links, *left)]
             return State(
                 files=self._files(wished, others),
                 units=self._units(wished.units),
                 sysctls=_sysctls(wished.sysctls),
-                links=self.netlink.observe_links(wished.links),
+                links=self._links(wished, left),
                 addresses=self.netlink.observe_addresses(names, wished.addresses),
                 routes=self.netlink.observe_routes(wished.routes),
                 rules=self.netlink.observe_rules(wished.rules),
@@ -245,6 +246,13 @@ class LinuxHost:
             )
         except (NetlinkError, UnitError, NftError, OSError) as error:
             raise HostError(f"cannot observe: {error}") from None
+
+    def _links(self, wished: State, left: Iterable[Link]) -> tuple[Link, ...]:
+        """The links that are wished for, and those of `left` that nobody wishes any more and that are still up."""
+        names = {link.name for link in wished.links}
+        others = {link.name: link for link in left if link.name not in names}
+        still_up = tuple(link for link in self.netlink.observe_links(others.values()) if link.up)
+        return self.netlink.observe_links(wished.links) + still_up
 
     def _ruleset(self, wished: Ruleset) -> Ruleset:
         found = nftlist.listing(wished)
@@ -292,12 +300,14 @@ class LinuxHost:
         """What the steps touched, observed; all else as wished. A whole table or many parts are observed as a whole."""
         try:
             kinds = {s.kind for s in steps}
+            left = [s.before for s in steps if isinstance(s.before, Link)]
             names = [link.name for link in wished.links]
+            names += [s.before.link for s in steps if isinstance(s.before, Address)]
             seen = wished
             if "sysctl" in kinds:
                 seen = replace(seen, sysctls=_sysctls(wished.sysctls))
             if "link" in kinds:
-                seen = replace(seen, links=self.netlink.observe_links(wished.links))
+                seen = replace(seen, links=self._links(wished, left))
             if kinds & {"link", "address"}:
                 seen = replace(seen, addresses=self.netlink.observe_addresses(names, wished.addresses))
             if kinds & {"link", "address", "route"}:
@@ -404,7 +414,18 @@ def _content(path: str) -> bytes:
 
 
 def _sysctl_path(key: str) -> Path:
-    return Path("/proc/sys") / (key if "/" in key else key.replace(".", "/"))
+    """Where a key lives; as in sysctl(8), dots separate and a dot inside a name is written as a slash."""
+    return Path("/proc/sys") / key.translate(_DOTS_AND_SLASHES)
+
+
+_DOTS_AND_SLASHES = str.maketrans("./", "/.")
+
+
+def _set_sysctl(part: Sysctl) -> None:
+    path = _sysctl_path(part.key)
+    if not path.exists() and part.key.startswith("net.ipv6."):
+        return  # a kernel without IPv6 has nothing to set
+    path.write_text(part.value)
 
 
 def _sysctls(wished: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
@@ -413,5 +434,6 @@ def _sysctls(wished: Iterable[Sysctl]) -> tuple[Sysctl, ...]:
         try:
             found.append(replace(s, value=_sysctl_path(s.key).read_text().strip().replace("\t", " ")))
         except FileNotFoundError:
-            continue  # the step that sets it says so
+            if s.key.startswith("net.ipv6."):
+                found.append(s)  # else: the step that sets it says so
     return tuple(found)

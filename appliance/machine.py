@@ -1,7 +1,7 @@
 """A machine as the engine sees it: the Host protocol, and the two ways in which it says no.
 
-LinuxHost (host.py) is the real one, FakeHost (fake.py) one in memory. This file needs neither, so that the engine can be
-run, and read, without a kernel.
+LinuxHost (host.py) is the real one, FakeHost (fake.py) one in memory. This file needs neither, so that the engine can
+be run, and read, without a kernel.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Host(Protocol):
     def check(self, steps: Sequence[Step], after: State) -> None: ...
     def commit(self, step: Step) -> None: ...
     def observe(self, wished: State, others: Sequence[State]) -> State:
-        """The whole machine in the words of `wished`; `others` name files that may be left over."""
+        """The whole machine in the words of `wished`; `others` name the files and links that may be left over."""
 
     def look(self, steps: Sequence[Step], wished: State) -> State:
         """Only what `steps` touched; all else is taken as wished."""

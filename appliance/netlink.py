@@ -8,10 +8,11 @@ right. Every change may be made twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH
+from collections.abc import Callable, Iterable, Mapping
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT, EEXIST, ENODEV, ENOENT, ESRCH
+from functools import partial
 from pathlib import Path
-from socket import AF_INET, AF_INET6, if_nametoindex
+from socket import AF_INET, AF_INET6, if_indextoname, if_nametoindex
 from typing import TypeVar
 
 from appliance import arp, rtnl, wire
@@ -70,9 +71,8 @@ class Netlink:
         known = {w: w for w in wished}
         return tuple(
             _known(found, known)
-            for family in (AF_INET, AF_INET6)
-            for body in self._dump("list routes", rtnl.GETROUTE, rtnl.route_question(family))
-            if (found := rtnl.route_part(body))
+            for body in self._dump_both("list routes", rtnl.GETROUTE, rtnl.route_question)
+            if (found := rtnl.route_part(body, link_name))
         )
 
     def observe_rules(self, wished: Iterable[Rule] = ()) -> tuple[Rule, ...]:
@@ -80,8 +80,7 @@ class Netlink:
         known = {w: w for w in wished}
         return tuple(
             _known(found, known)
-            for family in (AF_INET, AF_INET6)
-            for body in self._dump("list rules", rtnl.GETRULE, rtnl.rule_question(family))
+            for body in self._dump_both("list rules", rtnl.GETRULE, rtnl.rule_question)
             if (found := rtnl.rule_part(body))
         )
 
@@ -89,7 +88,7 @@ class Netlink:
         """How a packet of ours gets to `address`: link, gateway or "", our source address. Raises NetlinkError."""
         answers = self._do(f"find the way to {address}", rtnl.GETROUTE, rtnl.way_question(address))
         index, gateway, source = rtnl.way(answers[0][1])
-        return rtnl.link_name(index), gateway, source
+        return link_name(index), gateway, source
 
     # --- change ---
 
@@ -161,7 +160,7 @@ class Netlink:
     def announce(self, link: str, cidr: str) -> bool:
         """Gratuitous ARP for an IPv4 address, without waiting; False where none could be sent."""
         address = cidr.partition("/")[0]
-        if ":" in address:
+        if ":" in address or link_is_gone(link):
             return False
         mac = self._link(f"announce {cidr} on {link}", link).mac
         return bool(mac) and arp.announce(self._packets, link, mac, address)
@@ -178,12 +177,9 @@ class Netlink:
         """(address, is it a secondary) of a link; nothing of one that is not there."""
         if link_is_gone(link):
             return []
-        index = _index(f"list addresses of {link}", link)
-        bodies = [
-            body
-            for family in (AF_INET, AF_INET6)
-            for body in self._dump(f"list addresses of {link}", rtnl.GETADDR, rtnl.address_question(family, index))
-        ]
+        what = f"list addresses of {link}"
+        question = partial(rtnl.address_question, index=_index(what, link))
+        bodies = self._dump_both(what, rtnl.GETADDR, question)
         return [found for body in bodies if (found := rtnl.address_part(body, link))]
 
     def _secondaries(self, address: Address) -> list[Address]:
@@ -216,16 +212,37 @@ class Netlink:
         except OSError as error:
             raise NetlinkError(what, wire.words(error)) from error
 
+    def _dump_both(self, what: str, kind: int, question: Callable[[int], bytes]) -> list[bytes]:
+        """Both address families' entries. A kernel without IPv6 refuses, or answers with what it has: not asked for."""
+        return [
+            body
+            for family in (AF_INET, AF_INET6)
+            for body in self._dump(what, kind, question(family))
+            if body[0] == family
+        ]
+
     def _dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
         try:
             return [found for _, found in self._channel.dump(kind, body)]
-        except (wire.KernelError, OSError) as error:
+        except wire.KernelError as refusal:
+            if refusal.errno == EAFNOSUPPORT:
+                return []
+            raise NetlinkError(what, wire.words(refusal)) from None
+        except OSError as error:
             raise NetlinkError(what, wire.words(error)) from None
 
 
 def _known(found: P, wished: Mapping[P, P]) -> P:
     """The wished part itself where what was found equals it: it knows its owner."""
     return wished.get(found, found)
+
+
+def link_name(index: int) -> str:
+    """The name of the link with this index, "" where there is none (any more)."""
+    try:
+        return if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def link_is_gone(name: str) -> bool:

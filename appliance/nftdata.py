@@ -114,9 +114,9 @@ def _bounds(kind: Kind, text: str) -> tuple[bytes, bytes]:
         low = int.from_bytes(kind.pack(head))
         return low.to_bytes(kind.size), (low | host).to_bytes(kind.size)
     first, dash, last = text.partition("-")
-    if dash and text not in _PROTOCOL_NUMBERS and kind.code != "16s" or (dash and kind.cidr):
-        return kind.pack(first), kind.pack(last)
-    return kind.pack(text), kind.pack(text)
+    if not dash or text in _PROTOCOL_NUMBERS or kind is KINDS["ifname"]:
+        return kind.pack(text), kind.pack(text)
+    return kind.pack(first), kind.pack(last)
 
 
 def _range_text(kind: Kind, low: bytes, high: bytes) -> str:

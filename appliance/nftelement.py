@@ -11,7 +11,7 @@ which is missing where the range goes to the end of its type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import ENOENT
 from functools import cache
@@ -109,7 +109,7 @@ class Elements:
         except (wire.KernelError, OSError) as error:
             raise wire.NetlinkError(f"list set {s.name}", wire.words(error)) from None
         form = layout(s.key)
-        found = [raw for _, body in answers for raw in _elements(body, form.size)]
+        found = (raw for _, body in answers for raw in _elements(body, form.size))
         if s.interval and not form.is_concatenation:
             return {key: _value_text(s, data) for key, data in _ranges(form, found)}
         if s.interval:
@@ -209,7 +209,7 @@ def _elements(body: bytes, size: int) -> Iterator[Raw]:
             yield key, last, is_end, data
 
 
-def _ranges(form: Layout, found: list[Raw]) -> Iterator[tuple[str, bytes]]:
+def _ranges(form: Layout, found: Iterable[Raw]) -> Iterator[tuple[str, bytes]]:
     """Starts and ends of a simple interval set, paired: (key's text, value)."""
     # At one key the end of a range comes before the start of the next.
     marks = sorted(found, key=lambda raw: (raw[0], not raw[2]))

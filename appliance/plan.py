@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -164,7 +165,21 @@ def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
         return
     whole = text is None
     name = "the whole table" if text is None else ", ".join(_changed_names(before, after)[:8])
-    yield Step("ruleset", "apply", name, before, after, nftext.whole(after) if text is None else text, whole)
+    owner = "" if text is None else ", ".join(_owners(before, after, text)[:8])
+    yield Step("ruleset", "apply", name, before, after, nftext.whole(after) if text is None else text, whole, owner)
+
+
+def _owners(before: Ruleset, after: Ruleset, text: str) -> list[str]:
+    """The objects that a delta brings (back), from its text: sets may be long, and a delta is short."""
+    added = [line for line in text.splitlines() if line.startswith("add element ")]
+    owners = [owner for line in added for owner in re.findall(r'comment "([^"]*)"', line)]
+    old = {c.name: c for c in before.chains}
+    for chain in after.chains:
+        was = old.get(chain.name)
+        if was is not chain and was != chain:
+            known = was.rules if was else ()
+            owners += [rule.owner for rule in chain.rules if rule.owner and rule not in known]
+    return list(dict.fromkeys(owners))
 
 
 def _changed_names(before: Ruleset, after: Ruleset) -> list[str]:
@@ -177,7 +192,7 @@ def _changed_names(before: Ruleset, after: Ruleset) -> list[str]:
 
 
 def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str]) -> Iterator[Step]:
-    """Stop what is gone (it may hold a port of what comes); then restart, reload or start what reads `changed` files."""
+    """Stop what goes (it may hold a port of what comes); then start, restart or reload what reads `changed` files."""
     old = {u.name: u for u in before}
     new = {u.name for u in after}
     for unit in before:
@@ -311,7 +326,10 @@ def _line(part: Sysctl | Link | Address | Route | Rule) -> str:
 
 def digest(steps: Iterable[Step]) -> str:
     """The plan's hash: a push that carries it is carried out only if it would still do exactly this."""
-    said = [[s.kind, s.verb, s.name, s.text, repr(s.before) if s.kind != "ruleset" else "", repr(s.after) if s.kind != "ruleset" else ""] for s in steps]  # fmt: skip
+    said = [
+        [s.kind, s.verb, s.name, s.text, *(repr(p) for p in (s.before, s.after) if not isinstance(p, Ruleset))]
+        for s in steps
+    ]
     return sha256(json.dumps(said).encode()).hexdigest()
 
 

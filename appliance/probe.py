@@ -111,6 +111,9 @@ def _probe(addresses: list[str], seconds: float, netlink: Netlink | None, ping: 
     try:
         macs = {link.name: link.mac for link in kept.facts().values()}
         for address in addresses:
+            if ":" in address:
+                found[address] = Evidence(address, False, "", f"{address}: only IPv4 is asked", 0.0)
+                continue
             try:
                 link, gateway, source = kept.way(address)
             except NetlinkError as error:

@@ -1,9 +1,9 @@
 """Our packet filter as nft's text: pure. The tool itself is in nft.py.
 
 `whole` is the text that replaces table `inet narthex` in one transaction; `delta` the text that turns one Ruleset into
-another; `observed` reads a listing of the kernel's (nftlist.py) back into the vocabulary. A rule is never parsed back: its
-comment ends in a digest of its text, and a chain is what we wished when its digests are. What a comment cannot show, an
-edit that keeps it, the fingerprint does.
+another; `observed` reads a listing of the kernel's (nftlist.py) back into the vocabulary. A rule is never parsed back:
+its comment ends in a digest of its text, and a chain is what we wished when its digests are. What a comment cannot
+show, an edit that keeps it, the fingerprint does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _statement(statement: Statement) -> str:
         to = f"{fields} map @{statement.map}" if statement.map else statement.to
         return f"{statement.kind} {statement.family} to {to}"
     if isinstance(statement, SetMark):
-        return f"{statement.field} set {f'{fields} map @{statement.map}' if statement.map else statement.copy or statement.value}"
+        mapped = f"{fields} map @{statement.map}" if statement.map else ""
+        return f"{statement.field} set {mapped or statement.copy or statement.value}"
     return f"{fields} vmap @{statement.map}"
 
 
@@ -174,14 +175,14 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
             elements_in.append(f"add element {TABLE} {name} {{ {_elements(s, come)} }}")
     for name in before.sets:
         if name not in after.sets:
-            dead.append(f"delete set {TABLE} {name}")
+            dead.append(f"delete {'map' if before.sets[name].value else 'set'} {TABLE} {name}")
             cost += len(before.sets[name].elements)
     if cost > most or not old_chains:
         return None
-    # A chain or set can only go when nothing refers to it any more: first empty the dead chains, then delete.
+    # What goes must not be referred to: rules of dead chains name sets, elements of dead maps name chains.
     emptied = [f"flush chain {TABLE} {name}" for name in gone_chains]
     removed = [f"delete chain {TABLE} {name}" for name in gone_chains]
-    lines = [*born, *elements_out, *filled, *elements_in, *emptied, *removed, *dead]
+    lines = [*born, *elements_out, *filled, *elements_in, *emptied, *dead, *removed]
     return "\n".join([*lines, ""]) if lines else ""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Literal
 
@@ -60,6 +61,10 @@ class File:
     secret: bool = False  # a secret file's content is never shown in a diff or a log
     owner: str = field(default="", compare=False)
 
+    def __repr__(self) -> str:
+        shown = f"blake2b {blake2b(self.content.encode(), digest_size=6).hexdigest()}" if self.secret else self.content
+        return f"File({self.path!r}, {shown!r}, mode={self.mode:#o}, secret={self.secret})"
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -107,7 +112,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link, `cidr` as 10.1.1.1/24. `connected` False: add no route for its subnet (IFA_F_NOPREFIXROUTE).
+    """An address on a link, `cidr` as 10.1.1.1/24. Not `connected`: no route for its subnet (IFA_F_NOPREFIXROUTE).
 
     `announce`: send a gratuitous ARP (RFC 5227, 3) when it is added.
     """
@@ -121,7 +126,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route. `destination` is a CIDR ("0.0.0.0/0" for the default), `via` a gateway or "" for on-link, `table` 254 = main.
+    """A route. `destination` is a CIDR (0.0.0.0/0: the default), `via` a gateway or "" for on-link, `table` 254 = main.
 
     `source` is the preferred source address or "". A gateway is taken as on-link (RTNH_F_ONLINK).
     """
@@ -208,7 +213,7 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class SetMark:
-    """Set `field` (meta mark or ct mark) to `value`, to the other mark (`copy`), or to the value `map` has for `fields`."""
+    """Set `field` (meta mark or ct mark) to `value`, to the other mark (`copy`), or to what `map` has for `fields`."""
 
     field: Literal["meta mark", "ct mark"]
     value: str = ""
@@ -222,7 +227,7 @@ Statement = Verdict | VerdictMap | Nat | SetMark
 
 @dataclass(frozen=True, slots=True)
 class FilterRule:
-    """All `matches` hold -> `statement`. `why` is one short phrase for people; it becomes part of the rule's comment."""
+    """All `matches` hold -> `statement`. `why` is a short phrase for people; it becomes part of the rule's comment."""
 
     matches: tuple[Match, ...]
     statement: Statement

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,7 +30,7 @@ _HEADER = struct.Struct("=IHHII")  # length with this header, type, flags, seque
 _ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
 _NUMBER = struct.Struct("=i")
 _BUFFER = 65536  # the kernel puts at most 32 KiB into a datagram of a dump
-_TRIES = 5
+_TRIES, _PAUSE = 8, 0.01  # of a dump that was overtaken by a change; seconds between them
 _AT_ONCE = 64  # requests in one datagram: their answers fit the socket's default buffer
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class Channel:
                 except KernelError as refusal:
                     if refusal.errno != errno.EINTR:
                         raise
+                    time.sleep(_PAUSE)
             raise KernelError(errno.EINTR, "it changed each time while it was being listed")
 
     def tell(self, requests: Sequence[Message]) -> list[int]:

@@ -77,7 +77,7 @@ def driver_errors_as_failures() -> Iterator[None]:
         raise Failure(f"{error.filename or 'the kernel'}: {error.strerror}", UNEXPECTED, "Run as root.") from None
 
 
-class NicType(click.ParamType):
+class NicType(click.ParamType):  # type: ignore[type-arg]
     """MAC=BRIDGE, or MAC=BRIDGE,MTU."""
 
     name = "MAC=BRIDGE[,MTU]"
@@ -159,7 +159,7 @@ def _wait_for_agent(name: str) -> int:
                 return int(appliance.health().body["generation"])
         except PushError as error:
             if time.monotonic() > deadline:
-                raise Failure(f"{name} runs, but: {error}", UNREACHABLE, f"See: narthex cell logs {name}") from error
+                raise Failure(f"{name} runs, but: {error}", UNREACHABLE, f"See: narthex cell logs {name} --unit agent") from error
             time.sleep(0.05)
 
 
@@ -238,7 +238,7 @@ def list_cells(driver: CellDriver, as_json: bool) -> None:
 def _told(driver: CellDriver, found: Appliance) -> dict[str, Any]:
     return {
         "name": found.name, "role": found.role, "state": found.state, "pid": found.pid,
-        "control_address": found.control_address, "host_key": driver.seed(found.name).host_key,
+        "control_address": found.control_address, "host_key": driver.definition(found.name).seed.host_key,
         "nics": [{"mac": nic.mac, "bridge": nic.bridge, "mtu": nic.mtu} for nic in found.nics],
     }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -122,14 +121,13 @@ def cell_target(name: str | None) -> Target:
     driver = CellDriver()
     try:
         name = name or only_running(driver)
-        seed, ground = driver.seed(name), driver.ground(name)
+        seed = driver.definition(name).seed
         address = seed.control_address.partition("/")[0]
-        private = manager_key().private
+        return Target(address, seed.host_key, manager_key().private, dial=driver.dial(name))
     except DriverError as error:
         raise Failure(str(error), UNREACHABLE) from None
     except OSError as error:
         raise Failure(f"the cells cannot be read: {error}", UNREACHABLE, "Run as root.") from None
-    return Target(address, seed.host_key, private, dial=getattr(ground, "connect", None))
 
 
 def only_running(driver: CellDriver) -> str:
@@ -144,7 +142,7 @@ def only_running(driver: CellDriver) -> str:
 
 def manager_key() -> KeyPair:
     """The manager's own key on this host, made at its first use."""
-    from mgmt.hosts.cell import STATE_ROOT, STATE_VARIABLE
+    from mgmt.hosts.celldisk import state_root
     from mgmt.keys import kept_key
 
-    return kept_key(Path(os.environ.get(STATE_VARIABLE) or STATE_ROOT) / "manager" / "key")
+    return kept_key(state_root() / "manager" / "key")

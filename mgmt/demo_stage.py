@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from mgmt.hosts.cell import CellDriver
-from mgmt.hosts.driver import Nic, Seed
+from mgmt.hosts.driver import DriverError, Nic, Seed
 from mgmt.hosts.guest import Guest
 from mgmt.hosts.namespace import NETNS, PREFIX, Bridge, Namespace
 from mgmt.keys import make_key
-from mgmt.push import Appliance, PushError, Target
+from mgmt.push import PORT, Appliance, PushError, Target
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "router.json"
 ROUTER = "r1"  # a cell's control MAC comes of its name; the example's is this one's
@@ -93,24 +93,38 @@ class Stage:
             try:
                 appliance.health()
                 return appliance
-            except PushError:
+            except PushError as error:
                 appliance.close()
                 if time.monotonic() > deadline:
-                    raise
+                    raise PushError(f"{error}; {self._last_words()}") from error
                 time.sleep(0.02)
 
-    def connect(self, dial_seconds: float = 5.0) -> Appliance:
+    def _last_words(self) -> str:
+        """Of the agent: what it says last is why it does not answer."""
+        try:
+            return f"its log ends: {list(self.driver.logs(ROUTER, 'agent'))[-1]}"
+        except (DriverError, IndexError):
+            return "it left no log"
+
+    def connect(self) -> Appliance:
         """A new connection of the manager's, from the ground."""
         assert self.seed is not None
-        address = self.seed.control_address.partition("/")[0]
-        target = Target(
-            address,
-            self.seed.host_key,
-            self._manager.private,
-            dial=lambda host, port, seconds: self.ground.connect(host, port, min(seconds, dial_seconds)),
-        )
+        target = Target(self._address, self.seed.host_key, self._manager.private, dial=self.ground.connect)
         self._open.append(Appliance(target))
         return self._open[-1]
+
+    def answers_on_ssh(self) -> bool:
+        """Whether a new TCP connection from the ground to the router's port 3922 can be made at once."""
+        try:
+            self.ground.connect(self._address, PORT, timeout_s=0.2).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def _address(self) -> str:
+        assert self.seed is not None
+        return self.seed.control_address.partition("/")[0]
 
     def take_lease(self, name: str) -> str:
         """The guest plugs in and asks by DHCP. Returns its address."""
@@ -149,8 +163,9 @@ class Stage:
     def _left(self) -> Iterator[str]:
         if self.folder.exists():
             yield f"folder {self.folder}"
-        yield from (f"namespace {path.name}" for path in NETNS.glob(f"{PREFIX}{self.name}*"))
-        marks = (str(self.folder), self.name, *(f"net:[{number}]" for number in self._namespaces))
+        own = (self.ground, self.outside, *self.guests.values())
+        yield from (f"namespace {namespace.path.name}" for namespace in own if namespace.path.exists())
+        marks = (f"{self.folder}/", *(f"{n.path} " for n in own), *(f"net:[{n}]" for n in self._namespaces))
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if any(mark in line for mark in marks):
                 yield f"mount {line.split()[4]}"

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +37,19 @@ def make_key() -> KeyPair:
 
 
 def kept_key(path: Path) -> KeyPair:
-    """The manager's own key pair in `path` and `path`.pub; made there where it is missing. Raises OSError."""
-    public = path.with_name(path.name + ".pub")
-    if not public.exists():  # written last: both are there
+    """The key pair whose private half is in `path`, made at the first call. For the commands of one machine."""
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = make_key()
-        _write(path, made.private, 0o600)
-        _write(public, made.public + "\n", 0o644)
-    return KeyPair(path.read_text(), public.read_text().strip())
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(make_key().private)
+        with suppress(FileExistsError):  # somebody was faster: theirs is the key
+            os.link(new, path)
+        new.unlink()
+    private = path.read_text()
+    return KeyPair(private, _public(private))
 
 
-def _write(path: Path, text: str, mode: int) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with open(fd, "w") as file:
-        file.write(text)
-    new.replace(path)
+def _public(private: str) -> str:
+    key = load_ssh_private_key(private.encode(), password=None)
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

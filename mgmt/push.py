@@ -1,9 +1,8 @@
 """The push: HTTP/1.1 through an SSH channel to an appliance's agent, by Fabric.
 
-One TCP connection and one channel per appliance are kept open; the far side's forced command joins the channel to the
-agent's socket, so that a push on a warm channel starts no process there. Two traps of the libraries are met here: paramiko
-does not set TCP_NODELAY (80 ms a request), so the socket is made by us; and the host's key is pinned from the seed, so
-that there is no trust on first use.
+One TCP connection and one channel per appliance are kept open; the far side's forced command joins the channel to
+the agent's socket, so that a push on a warm channel starts no process there. paramiko does not set TCP_NODELAY (80 ms
+a request), so the socket is made by us. The host's key is pinned from the seed: there is no trust on first use.
 """
 
 from __future__ import annotations
@@ -22,11 +21,16 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 import paramiko
-from fabric import Config, Connection
+from fabric import Config, Connection  # type: ignore[import-untyped]
 
 PORT = 3922
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 120.0
+
+
+# Nothing came that could be read; and of that: not even the first byte.
+_NO_ANSWER = (http.client.HTTPException, OSError, EOFError, ValueError)
+_NOT_A_BYTE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, EOFError)
 
 
 class PushError(Exception):
@@ -90,6 +94,7 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             return None
         t = self._narthex_target
         where = f"{t.address} port {t.port}"
+        sock = None
         try:
             sock = (t.dial or _dial)(t.address, t.port, CONNECT_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,6 +102,7 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             self.connect_kwargs["sock"] = sock
             result = super().open()
             self.transport.set_keepalive(30)
+            sock = None  # it is paramiko's now
             return result
         except paramiko.BadHostKeyException as error:
             words = f"{where} shows another host key than its seed has: it is not this appliance, or was made anew"
@@ -109,6 +115,10 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             raise PushError(f"{where}: {error}") from error
         except (OSError, EOFError) as error:
             raise PushError(f"{where} cannot be reached: {error}") from error
+        finally:
+            if sock is not None:  # paramiko leaves both open where the host's key is wrong
+                self.client.close()
+                sock.close()
 
 
 def _dial(address: str, port: int, seconds: float) -> socket.socket:
@@ -122,6 +132,26 @@ class _Over(http.client.HTTPConnection):
         super().__init__("narthex", timeout=ANSWER_SECONDS)
         self.sock = sock
         self.auto_open = 0
+
+    @property
+    def is_dead(self) -> bool:
+        """The far side has closed a channel that was kept: known before anything is sent."""
+        channel = self.sock
+        if not isinstance(channel, paramiko.Channel):
+            return False
+        return bool(channel.closed or channel.eof_received or not channel.get_transport().is_active())
+
+    @property
+    def last_words(self) -> str:
+        """What the far side's program said on stderr: why there is no agent."""
+        channel = self.sock
+        if not isinstance(channel, paramiko.Channel):
+            return ""
+        channel.settimeout(0.2)
+        try:
+            return channel.recv_stderr(1000).decode(errors="replace").strip()
+        except TimeoutError:
+            return ""
 
 
 class Appliance:
@@ -195,23 +225,42 @@ class Appliance:
 
     # --- carriage
 
+    def wait(self, seconds: float) -> Answer:
+        """Ask for its health until it answers: what a starting appliance needs. Raises PushError after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.health()
+            except PushError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
     def request(self, method: str, path: str, body: bytes | None = None) -> Answer:
-        """One request. A kept channel that died before it answered is made anew, once: every request may be repeated,
-        because a document carries its generation."""
+        """One request. A kept channel that has died is made anew; one that dies before a byte of the answer came is
+        so once, where asking twice is asking once: a whole document carries its generation."""
         with self._lock:
             started = time.monotonic()
-            warm = self._http is not None
+            if self._http is not None and self._http.is_dead:
+                self._drop()
+            again = self._http is not None and method in ("GET", "PUT")
             try:
                 return self._ask(method, path, body, started)
-            except (http.client.HTTPException, OSError, EOFError) as error:
+            except _NO_ANSWER as error:
+                words = self._why(error)
                 self._drop()
-                if not warm or isinstance(error, TimeoutError):
-                    raise PushError(f"{self.target.address}: the agent did not answer: {_words(error)}") from error
+                if not again or not isinstance(error, _NOT_A_BYTE):
+                    raise PushError(words) from error
             try:
                 return self._ask(method, path, body, started)
-            except (http.client.HTTPException, OSError, EOFError) as error:
+            except _NO_ANSWER as error:
+                words = self._why(error)
                 self._drop()
-                raise PushError(f"{self.target.address}: the agent did not answer: {_words(error)}") from error
+                raise PushError(words) from error
+
+    def _why(self, error: BaseException) -> str:
+        words = self._http.last_words if self._http is not None else ""
+        return f"{self.target.address}: the agent did not answer: {words or _words(error)}"
 
     def _ask(self, method: str, path: str, body: bytes | None, started: float) -> Answer:
         if self._http is None:
@@ -227,10 +276,12 @@ class Appliance:
         return Answer(response.status, told, time.monotonic() - started)
 
     def _joined(self) -> _Over:
-        self._connection = ApplianceConnection(self.target)
-        self._connection.open()
+        self._drop()
+        connection = ApplianceConnection(self.target)
+        connection.open()
+        self._connection = connection
         try:
-            channel = self._connection.transport.open_session(timeout=CONNECT_SECONDS)
+            channel = connection.transport.open_session(timeout=CONNECT_SECONDS)
             channel.settimeout(ANSWER_SECONDS)
             channel.exec_command("narthex")  # what is asked for doesn't matter: the key's forced command runs
         except (paramiko.SSHException, EOFError) as error:

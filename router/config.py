@@ -72,7 +72,7 @@ class Dhcp(Model):
     ntp: Servers = ()
     search: tuple[Hostname, ...] = ()
     mtu: Mtu | None = None
-    routes: Annotated[tuple[ClasslessRoute, ...], Field(max_length=27)] = ()  # with the default 252 bytes at most
+    routes: Annotated[tuple[ClasslessRoute, ...], Field(max_length=27)] = ()  # an option has 255 bytes
 
     @model_validator(mode="after")
     def short(self) -> Dhcp:

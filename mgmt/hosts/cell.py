@@ -20,7 +20,7 @@ from typing import IO
 
 from mgmt.hosts import cellfiles, processes
 from mgmt.hosts.cellcode import HOUSE, code_folders, compile_for, programs
-from mgmt.hosts.celldisk import RUN_ROOT, CellDisk, Definition, lines, state_root
+from mgmt.hosts.celldisk import CONTROL, RUN_ROOT, CellDisk, Definition, lines, state_root
 from mgmt.hosts.cellroot import LENGTH_DIGITS, Plan
 from mgmt.hosts.driver import Appliance, Capacity, Console, DriverError, Nic, Seed
 from mgmt.hosts.namespace import (
@@ -261,7 +261,9 @@ class CellDriver:
     def _link(self, definition: Definition, nic: Nic, name: str, pid: int) -> None:
         ground, other = _ground(definition.ground), link_name(definition.name, nic.mac)
         with open(f"/proc/{pid}/ns/net", "rb") as netns:
-            make_link(ground, other, nic.bridge, netns.fileno(), name, nic.mac, nic.mtu)
+            # Cells do not reach each other over the control network.
+            apart = nic.bridge == CONTROL_BRIDGE
+            make_link(ground, other, nic.bridge, netns.fileno(), name, nic.mac, nic.mtu, apart)
 
     def _end(self, definition: Definition, patience_s: float) -> None:
         self._end_process(definition.name, patience_s)
@@ -282,13 +284,13 @@ class CellDriver:
 
     def _make_control_bridge(self, ground: Ground) -> None:
         bridge = Bridge(CONTROL_BRIDGE, ground)
-        with self.disk.locked(".control"):
+        with self.disk.locked(CONTROL):
             if not bridge.exists():
                 bridge.create([self.manager_address])
 
     def _drop_control_bridge(self, ground: str) -> None:
         """With the last cell of its ground."""
-        with self.disk.locked(".control", last=True), suppress(FileNotFoundError):
+        with self.disk.locked(CONTROL, last=True), suppress(FileNotFoundError):
             if all(self.disk.definition(name).ground != ground for name in self.disk.names()):
                 Bridge(CONTROL_BRIDGE, _ground(ground)).destroy()
 

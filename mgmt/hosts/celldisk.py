@@ -25,6 +25,7 @@ from mgmt.hosts.driver import DriverError, Nic, Seed
 from mgmt.hosts.processes import Process
 
 STATE_VARIABLE, STATE_ROOT, RUN_ROOT = "NARTHEX_STATE", "/var/lib/narthex", "/run/narthex"
+CONTROL = ".control"  # the lock of what the cells of a host share
 BUSY_S = 60.0
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", re.ASCII)
 
@@ -70,7 +71,7 @@ class CellDisk:
     @contextmanager
     def locked(self, name: str, last: bool = False) -> Iterator[None]:
         """One command at a time for a cell. `last`: the lock's file goes too. Raises DriverError after a minute."""
-        if not name.startswith("."):
+        if name != CONTROL:
             self.folder(name)
         for place in (self.cells, self.running):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -207,21 +207,27 @@ def link_name(owner: str, link: str) -> str:
     return PREFIX + blake2b(f"{owner}/{link}".encode(), digest_size=6).hexdigest()
 
 
-def make_link(ground: Ground, other: str, bridge: str, netns: int, name: str, mac: str, mtu: int) -> None:
+def make_link(
+    ground: Ground, other: str, bridge: str, netns: int, name: str, mac: str, mtu: int, isolated: bool = False
+) -> None:
     """A veth pair: `other` in `ground` on `bridge` ("": on none), `name` in the namespace open as `netns`, down.
 
-    Made in one step: a process killed here leaves both ends or none, and both go with either namespace. Raises
-    LookupError where the bridge is not there.
+    Made in one step: a process killed here leaves both ends or none, and both go with either namespace. `isolated`:
+    on its bridge it reaches only what is not isolated. Raises LookupError where the bridge is not there.
     """
     with ground.entered(), IPRoute() as netlink:
         master = _index(netlink, bridge) if bridge else 0
-        peer = {"ifname": name, "address": mac, "net_ns_fd": netns, "mtu": mtu}
         for old in netlink.link_lookup(ifname=other):
             netlink.link("del", index=old)  # of a life before that was killed
+        peer = {"ifname": name, "address": mac, "net_ns_fd": netns, "mtu": mtu}
         netlink.link("add", ifname=other, kind="veth", mtu=mtu, peer=peer)
         quieten(other)
-        options = {"master": master} if master else {}
-        netlink.link("set", index=_index(netlink, other), state="up", **options)
+        index = _index(netlink, other)
+        if master:
+            netlink.link("set", index=index, master=master)
+        if isolated:
+            netlink.brport("set", index=index, isolated=1)
+        netlink.link("set", index=index, state="up")
 
 
 def delete_link(ground: Ground, name: str) -> None:

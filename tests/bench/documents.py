@@ -45,7 +45,11 @@ def host(i: int) -> dict[str, Any]:
 
 
 def document(
-    n: int, generation: int = 1, control: str = "169.254.3.4/16", last_target: str | None = None, source: str | None = None
+    n: int,
+    generation: int = 1,
+    control: str = "169.254.3.4/16",
+    last_target: str | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """A router with n of each object. `last_target`: the last forward leads to that guest; `source`: whom all rules let in."""
     forwards = [forward(i) for i in range(n)]

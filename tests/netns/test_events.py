@@ -22,6 +22,8 @@ def events() -> Iterator[Events]:
         tool("ip link add wan type veth peer name far")
         tool("ip link set far up")
         tool("ip link set wan up")
+        while tool("ip link show up").count("state UP") < 2:  # the kernel tells of a carrier when it finds the time
+            time.sleep(0.01)
         opened = Events()
         yield opened
         opened.close()

@@ -50,7 +50,7 @@ def test_a_gateway_that_answers_ping(neighbour: Namespace) -> None:
     (found,) = probe_gateways(["10.0.0.2"], 5.0)
     assert (found.target, found.ok, found.how) == ("10.0.0.2", True, "ping")
     assert str(found).startswith("10.0.0.2 answers ping on wan")
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 3.0
 
 
 def test_a_gateway_that_answers_only_arp(neighbour: Namespace) -> None:
@@ -58,7 +58,7 @@ def test_a_gateway_that_answers_only_arp(neighbour: Namespace) -> None:
     (found,) = probe_gateways(["10.0.0.3"], 5.0)
     assert (found.ok, found.how) == (True, "arp")
     assert "answers ARP on wan" in found.words
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 4.0
 
 
 def test_our_packet_filter_does_not_hide_a_neighbour(neighbour: Namespace) -> None:
@@ -77,7 +77,7 @@ def test_all_are_asked_at_once_and_the_time_is_kept(neighbour: Namespace) -> Non
     assert [e.ok for e in found] == [True, True, False, True, False, False]
     assert "no answer within 1 s" in found[2].words
     assert "no way to it (ENETUNREACH" in found[5].words
-    assert 0.9 < took < 1.5
+    assert 0.9 < took < 2.5
 
 
 def test_nobody_asked_nobody_waited_for() -> None:
@@ -161,4 +161,4 @@ def test_a_name_server_that_is_not_there(neighbour: Namespace) -> None:
     found = probe_dns("10.0.0.2", "a.example", 0.6)
     assert not found.ok
     assert "10.0.0.2 does not answer for a.example" in found.words
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 2.0

@@ -1,0 +1,1 @@
+"""Generated documents and packets: oracle, trace and kernels agree."""

@@ -1,0 +1,442 @@
+"""The second engine: a document as legacy iptables, by hand, through python-iptables.
+
+It was written from router/README.md and not from the compiler, so that a misunderstanding must happen twice, in two
+engines of the kernel, before the tests miss it. `tables` says the rules, `ways` the routes; both are pure.
+
+iptc keeps its tables per process, whatever the namespace: `Legacy` therefore runs it in a child that stays inside one.
+There it changes the tables with autocommit off, one commit each. iptc works on legacy tables alone, and these were
+frozen years ago: just what one wants of a second opinion.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from appliance.values import bounds, contains, dotted, subnet
+from router.config import Config, EgressRule, Firewall, Forward, Interface, Network
+from tests.property.wire import inside
+
+# src, dst, protocol, in_interface, out_interface; matches: {module: {option: value}}; target: [name, {option: value}]
+Rule = dict[str, Any]
+Chains = dict[str, list[Rule]]
+
+ANY = "0.0.0.0/0"
+TURNED = "0x1000000"  # mark: leaves by the interface it came in by, translated
+OUTWARDS = "0x2000000"  # mark: a guest's, on its way to a public interface
+
+
+def tables(config: Config, names: Mapping[str, str]) -> dict[str, Chains]:
+    """The rules of a document by table and chain. `names` are its interfaces' links. Policies are in `POLICIES`."""
+    return {
+        "mangle": mangle(config, names),
+        "nat": nat(config, names),
+        "filter": filtering(config, names),
+    }
+
+
+POLICIES = {("filter", "INPUT"): "DROP", ("filter", "FORWARD"): "DROP"}
+
+
+# --- mangle: senders, the firewall of public addresses, uplinks ---
+
+
+def mangle(config: Config, names: Mapping[str, str]) -> Chains:
+    chains: Chains = {
+        "PREROUTING": [
+            {"in_interface": "lo", **to("RETURN")},
+            {**state("ESTABLISHED,RELATED"), **RESTORE},
+            {**state("ESTABLISHED,RELATED"), **to("RETURN")},
+            {**state("INVALID"), **to("DROP")},
+            {**to("sender")},
+            *({"dst": address, **to(firewall_chain(config, address))} for address in publics(config)),
+            *uplinks(config, names),
+            {**RESTORE},
+        ],
+        "OUTPUT": [
+            {**RESTORE},
+            *(
+                {**state("NEW"), "src": address, **to("MARK", {"set-mark": hex(number)})}
+                for number, uplink in numbered(config)
+                for address in own(uplink)
+            ),
+        ],
+        "FORWARD": [
+            *({"in_interface": n, "out_interface": n, **state("DNAT"), **marked(TURNED)} for n in names.values()),
+            *(
+                {"in_interface": names[g.id], "out_interface": names[p.id], **marked(OUTWARDS)}
+                for g in used(config, "guest")
+                for p in used(config, "public")
+            ),
+        ],
+        "sender": list(senders(config, names)),
+    }
+    for address in publics(config):
+        rules = [r for r in config.firewall if r.address == address]
+        chains[firewall_chain(config, address)] = [
+            *({**match, **to("RETURN")} for rule in rules for match in judged(rule)),
+            {**to("DROP")},
+        ]
+    return chains
+
+
+def senders(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+    """Rule 0, as far as the kernel does not see to it: who may be behind which interface."""
+    for guest in used(config, "guest"):
+        link = names[guest.id]
+        for network in networks(config, guest):
+            yield {"in_interface": link, "src": network.cidr, **to("RETURN")}
+        yield {"in_interface": link, "src": "0.0.0.0", "dst": "255.255.255.255", **to("RETURN")}
+        yield {"in_interface": link, **to("DROP")}
+    for interface in config.interfaces:
+        if interface.use != "public":
+            for cidr in interface.addresses:
+                yield {"in_interface": f"!{names[interface.id]}", "src": subnet(cidr), **to("DROP")}
+
+
+def uplinks(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+    """Which uplink a new flow belongs to; the later rule wins."""
+    numbers = {uplink.id: number for number, uplink in numbered(config)}
+    for uplink in used(config, "public"):
+        yield {"in_interface": names[uplink.id], **connmark(numbers[uplink.id])}
+    for network in config.networks:
+        holder = holder_of(config, network.source_nat) if network.source_nat else first_uplink(config)
+        if holder:
+            where = {"in_interface": names[network.interface], "src": network.cidr}
+            yield {**where, **connmark(numbers[holder.id])}
+    for one in config.static_nats:
+        guest = next(n for n in config.networks if contains(n.cidr, one.target))
+        where = {"in_interface": names[guest.interface], "src": one.target}
+        yield {**where, **connmark(numbers[holder_of(config, one.address).id])}
+
+
+# --- nat: forwards, static NAT, hairpin, source NAT ---
+
+
+def nat(config: Config, names: Mapping[str, str]) -> Chains:
+    narrow = [f for f in config.forwards if f.sources]
+    wide = [f for f in config.forwards if not f.sources]
+    return {
+        "PREROUTING": [{**to("translate")}],
+        "OUTPUT": [{**to("translate")}],
+        "translate": [
+            *(rule for forward in narrow + wide for rule in forwarding(forward)),
+            *({"dst": s.address, **dnat(s.target)} for s in config.static_nats),
+        ],
+        "POSTROUTING": [
+            *(
+                {"out_interface": names[i.id], **mark(TURNED), **snat(own(i)[0])}
+                for i in config.interfaces
+                if i.addresses
+            ),
+            *({"src": s.target, **mark(OUTWARDS), **snat(s.address)} for s in config.static_nats),
+            *source_nats(config, names),
+        ],
+    }
+
+
+def forwarding(forward: Forward) -> Iterator[Rule]:
+    """The DNAT of a forward: port by port where the ports shift."""
+    shift = forward.target_ports.first - forward.ports.first if forward.target_ports else 0
+    first, last = forward.ports.first, forward.ports.last
+    spans = [(p, p) for p in range(first, last + 1)] if shift else [(first, last)]
+    for low, high in spans:
+        target = f"{forward.target}:{low + shift}" if shift else forward.target
+        for source in forward.sources or (ANY,):
+            yield {
+                "src": source,
+                "dst": forward.address,
+                "protocol": forward.protocol,
+                "matches": {forward.protocol: {"dport": f"{low}:{high}"}},
+                **dnat(target),
+            }
+
+
+def source_nats(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+    for network in config.networks:
+        if network.source_nat is None:
+            continue
+        holder = holder_of(config, network.source_nat)
+        for out in used(config, "public"):
+            address = network.source_nat if out is holder else own(out)[0]
+            where = {"src": network.cidr, "out_interface": names[out.id]}
+            yield {**where, **mark(OUTWARDS), **snat(address)}
+
+
+# --- filter: what the router takes, what it forwards ---
+
+
+def filtering(config: Config, names: Mapping[str, str]) -> Chains:
+    chains: Chains = {
+        "INPUT": [
+            {"in_interface": "lo", **to("ACCEPT")},
+            {**state("ESTABLISHED,RELATED"), **to("ACCEPT")},
+            {**state("INVALID"), **to("DROP")},
+            *({"dst": address, **to("ACCEPT")} for address in publics(config)),
+            *({**rule, **to("ACCEPT")} for i in config.interfaces for rule in offers(config, i, names[i.id])),
+        ],
+        "FORWARD": [
+            {**state("ESTABLISHED,RELATED"), **to("ACCEPT")},
+            {**state("INVALID"), **to("DROP")},
+            {**state("DNAT"), **to("ACCEPT")},
+            *(
+                {
+                    "in_interface": names[network.interface],
+                    "src": network.cidr,
+                    "out_interface": names[out.id],
+                    **to(egress_chain(config, network)),
+                }
+                for network in config.networks
+                for out in config.interfaces
+                if out.use in ("public", "private")
+            ),
+        ],
+    }
+    for network in config.networks:
+        usual, else_ = ("ACCEPT", "DROP") if network.egress.default == "allow" else ("DROP", "ACCEPT")
+        rules = [r for r in config.egress if r.network == network.id]
+        chains[egress_chain(config, network)] = [
+            *({**match, **to(else_)} for rule in rules for match in judged(rule)),
+            {**to(usual)},
+        ]
+    return chains
+
+
+def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
+    """What the router offers behind an interface, by its own addresses there."""
+    echo: Rule = {"protocol": "icmp", "matches": {"icmp": {"icmp-type": "8"}}}
+    found: list[Rule] = []
+    doors = own(interface)
+    if interface.use == "control":
+        found = [echo, port("tcp", 3922)]
+    elif interface.use == "private":
+        found = [echo]
+    elif interface.use == "guest":
+        here = networks(config, interface)
+        found = [echo]
+        if any(n.dhcp.enabled for n in here):
+            found += [port("udp", 67)]
+        if any(n.dns for n in here):
+            found += [port("udp", 53), port("tcp", 53)]
+        spans = [bounds(cidr) for cidr in interface.addresses]
+        doors += ["255.255.255.255", *(dotted(last) for first, last in spans if last - first > 1)]
+    for address in doors:
+        for rule in found:
+            yield {"in_interface": link, "dst": address, **rule}
+
+
+# --- pieces of rules ---
+
+
+def judged(rule: Firewall | EgressRule) -> Iterator[Rule]:
+    """The matches of a firewall or egress rule: one for each source and destination."""
+    base: Rule = {}
+    if rule.protocol != "any":
+        base["protocol"] = str(rule.protocol)
+    if rule.ports is not None:
+        base["matches"] = {str(rule.protocol): {"dport": f"{rule.ports.first}:{rule.ports.last}"}}
+    if rule.icmp_type is not None:
+        code = "" if rule.icmp_code is None else f"/{rule.icmp_code}"
+        base["matches"] = {"icmp": {"icmp-type": f"{rule.icmp_type}{code}"}}
+    for source in rule.sources or (ANY,):
+        for destination in getattr(rule, "destinations", ()) or (ANY,):
+            # A firewall rule's destination is matched by the jump to its address's chain.
+            yield {**base, "src": source, "dst": destination}
+
+
+def to(target: str, values: Mapping[str, str] = MappingProxyType({})) -> Rule:
+    return {"target": [target, dict(values)]}
+
+
+RESTORE = to("CONNMARK", {"restore-mark": ""})
+
+
+def state(names: str) -> Rule:
+    return {"matches": {"conntrack": {"ctstate": names}}}
+
+
+def port(protocol: str, number: int) -> Rule:
+    return {"protocol": protocol, "matches": {protocol: {"dport": str(number)}}}
+
+
+def mark(bit: str) -> Rule:
+    return {"matches": {"mark": {"mark": f"{bit}/{bit}"}}}
+
+
+def marked(bit: str) -> Rule:
+    return to("MARK", {"set-xmark": f"{bit}/{bit}"})
+
+
+def connmark(number: int) -> Rule:
+    return to("CONNMARK", {"set-mark": hex(number)})
+
+
+def dnat(destination: str) -> Rule:
+    return to("DNAT", {"to-destination": destination})
+
+
+def snat(source: str) -> Rule:
+    return to("SNAT", {"to-source": source})
+
+
+def firewall_chain(config: Config, address: str) -> str:
+    return f"public_{publics(config).index(address)}"
+
+
+def egress_chain(config: Config, network: Network) -> str:
+    return f"egress_{config.networks.index(network)}"
+
+
+# --- the document's parts ---
+
+
+def used(config: Config, use: str) -> list[Interface]:
+    return [i for i in config.interfaces if i.use == use]
+
+
+def own(interface: Interface) -> list[str]:
+    return [cidr.partition("/")[0] for cidr in interface.addresses]
+
+
+def publics(config: Config) -> list[str]:
+    return [address for i in used(config, "public") for address in own(i)]
+
+
+def numbered(config: Config) -> list[tuple[int, Interface]]:
+    return list(enumerate(used(config, "public"), 1))
+
+
+def first_uplink(config: Config) -> Interface | None:
+    return next(iter(used(config, "public")), None)
+
+
+def holder_of(config: Config, address: str) -> Interface:
+    return next(i for i in used(config, "public") if address in own(i))
+
+
+def networks(config: Config, interface: Interface) -> list[Network]:
+    return [n for n in config.networks if n.interface == interface.id]
+
+
+# --- routes ---
+
+
+def ways(config: Config, names: Mapping[str, str]) -> list[str]:
+    """Addresses, routes and rules as ip(8)'s batch, from whatever was there before."""
+    lines = [f"address flush dev {link}" for link in names.values()]
+    lines += ["rule flush", "rule add pref 32766 table main", *(f"route flush table {n}" for n in (99, 101, 102, 103))]
+    for interface in config.interfaces:
+        alone = " noprefixroute" if interface.use == "public" else ""
+        lines += [f"address add {cidr} dev {names[interface.id]}{alone}" for cidr in interface.addresses]
+    for number, uplink in numbered(config):
+        link, table = names[uplink.id], 100 + number
+        for net in dict.fromkeys(map(subnet, uplink.addresses)):
+            lines += [f"route add {net} dev {link} table {table}", f"route append {net} dev {link} table 99"]
+        lines += [f"route add default via {uplink.gateway} dev {link} onlink table {table}"]
+        lines += [f"rule add pref 200 fwmark {number}/0xffff table {table}"]
+        if number == 1:
+            lines += [f"route add default via {uplink.gateway} dev {link} onlink table main"]
+    for route in config.routes:
+        behind = [(subnet(c), i) for i in config.interfaces for c in i.addresses if contains(subnet(c), route.via)]
+        _, interface = max(behind, key=lambda b: int(b[0].partition("/")[2]))
+        lines += [f"route add {route.destination} via {route.via} dev {names[interface.id]} onlink table main"]
+    return [*lines, "rule add pref 100 table main suppress_prefixlength 0", "rule add pref 300 table 99"]
+
+
+# --- the child ---
+
+
+class Legacy:
+    """A namespace whose packet filter is legacy iptables, by a child of ours inside it."""
+
+    def __init__(self, namespace: int) -> None:
+        root = str(Path(__file__).parent.parent.parent)
+        with inside(namespace):
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "tests.property.legacy"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=root,
+            )
+
+    def load(self, config: Config, names: Mapping[str, str]) -> None:
+        """Make the namespace this document."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        told = json.dumps({"tables": tables(config, names), "ways": ways(config, names)})
+        self._child.stdin.write(told + "\n")
+        self._child.stdin.flush()
+        answer = self._child.stdout.readline().strip()
+        assert answer == "done", answer or "the child of legacy iptables died"
+
+    def close(self) -> None:
+        self._child.communicate()
+
+
+def serve(lines: Iterable[str]) -> Iterator[str]:
+    """Apply what each line says; answer done."""
+    for setting in ("ip_forward=1", "conf/all/rp_filter=0", "conf/default/rp_filter=0"):
+        name, _, value = setting.partition("=")
+        Path("/proc/sys/net/ipv4", name).write_text(value)
+    for path in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
+        path.write_text("0")
+    before: list[str] = []
+    for line in lines:
+        told = json.loads(line)
+        if told["ways"] != before:
+            subprocess.run(["ip", "-force", "-batch", "-"], input="\n".join(told["ways"]), text=True, check=False)
+            before = told["ways"]
+        for name, chains in told["tables"].items():
+            fill(name, chains)
+        yield "done"
+
+
+def fill(name: str, chains: Chains) -> None:
+    """Make a table these chains, with one commit."""
+    import iptc
+
+    table = iptc.Table(name)
+    table.autocommit = False
+    table.refresh()
+    table.flush()
+    for chain in chains:
+        if not table.builtin_chain(chain):
+            table.create_chain(chain)
+    for chain, rules in chains.items():
+        there = iptc.Chain(table, chain)
+        if policy := POLICIES.get((name, chain)):
+            there.set_policy(policy)
+        for rule in rules:
+            there.append_rule(encoded(rule))
+    table.commit()
+    table.refresh()
+
+
+def encoded(wished: Rule) -> Any:
+    """A rule for iptc. Not by iptc.easy, which leaves out what it does not understand and so makes the rule wider."""
+    import iptc
+
+    rule = iptc.Rule()
+    for name in ("src", "dst", "protocol", "in_interface", "out_interface"):
+        if name in wished:
+            setattr(rule, name, wished[name])
+    for name, values in wished.get("matches", {}).items():
+        match = rule.create_match(name)
+        for key, value in values.items():
+            match.set_parameter(key, value)
+    target, values = wished["target"]
+    rule.target = iptc.Target(rule, target)
+    for key, value in values.items():
+        rule.target.set_parameter(key, value)
+    return rule
+
+
+if __name__ == "__main__":
+    for answer in serve(sys.stdin):
+        print(answer, flush=True)

@@ -1,0 +1,363 @@
+"""A real kernel to try packets on: a router's namespace, and one wire from each of its interfaces to the outside.
+
+`Bed.send` puts packets on the wires as raw frames, thousands in one burst, and tells of each where it came out. The
+trick is a number in every payload: whatever comes out of a wire, or is delivered inside the router, is matched to what
+was put in; what comes out nowhere was dropped. Everything is synchronous: a sentinel that follows the packets through
+the same queue of the kernel says when all of them have arrived, so that nothing waits for a timeout.
+
+The wires have no ARP (IFF_NOARP): every neighbour is there. Namespaces have no names, only descriptors: they go with
+this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from appliance.netlink import Netlink
+from appliance.nft import Nft
+from appliance.ruleset import whole
+from appliance.state import State
+from router.packet import Packet
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_NEWNET = 0x40000000
+_MARK = b"NRTX"
+_IGNORE_OUTGOING = 23  # PACKET_IGNORE_OUTGOING, packet(7)
+_SENTINEL = 0x88B5  # an EtherType for local experiments (IEEE 802)
+_ALL = 3  # ETH_P_ALL, which Python 3.11 does not name
+_BUFFER = 64 << 20
+_PATIENCE_S = 20.0  # for a sentinel, on a busy machine
+_BURST = 4000  # packets; what they leave in the receive buffers stays below a third of them
+_FIRST_PORT = 20000
+_HEADS = {47: b"\0\0\x08\0"}  # the kernel looks into GRE (RFC 2784): version 0, IPv4 inside
+
+
+# --- namespaces ---
+
+
+def new_namespace() -> int:
+    """A network namespace that lives as long as the descriptor."""
+    with _home():
+        _check(_LIBC.unshare(_NEWNET))
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+@contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """This thread, and the processes and sockets it makes, in that namespace."""
+    with _home():
+        _check(_LIBC.setns(namespace, _NEWNET))
+        yield
+
+
+@contextmanager
+def _home() -> Iterator[None]:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        _check(_LIBC.setns(home, _NEWNET))
+        os.close(home)
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def run(*argv: str, text: str = "") -> str:
+    return subprocess.run(argv, input=text, check=True, capture_output=True, text=True).stdout
+
+
+# --- the bed ---
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Where a packet came out: the interface's id ("" inside the router), and its addresses and ports there."""
+
+    interface: str
+    source: str
+    destination: str
+    source_port: int | None
+    destination_port: int | None
+
+
+class Bed:
+    """One router. `interfaces` are the ids and MACs of a document's interfaces, `names` what its links are called."""
+
+    def __init__(self, interfaces: Iterable[tuple[str, str, str]]) -> None:
+        self.ids = {name: ident for ident, name, _ in interfaces}
+        self._names = {ident: name for name, ident in self.ids.items()}
+        self.router, self.outside = new_namespace(), new_namespace()
+        self._lay_wires([(name, mac) for _, name, mac in interfaces])
+        with inside(self.router):
+            self.netlink = Netlink()
+            self._watch = _packet_socket(_SENTINEL)
+            self._flows = _Flows()
+        with inside(self.outside):
+            self._far = _packet_socket(_ALL)
+        self._macs = {name: bytes.fromhex(mac.replace(":", "")) for _, name, mac in interfaces}
+        self._near: dict[str, socket.socket] = {}  # one to put packets on each wire
+        self._own: dict[str, socket.socket] = {}  # the router's own, by source address
+        self._taken: dict[int, socket.socket] = {}  # what is delivered in the router, by protocol
+        for name in self._names.values():
+            with inside(self.outside):
+                sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            sock.bind((f"far-{name}", 0))
+            self._near[name] = sock
+        self._loaded = State()
+
+    def close(self) -> None:
+        self.netlink.close()
+        self._flows.close()
+        sockets = [self._watch, self._far, *self._near.values(), *self._own.values(), *self._taken.values()]
+        for sock in sockets:
+            sock.close()
+        os.close(self.router)
+        os.close(self.outside)
+
+    def _lay_wires(self, links: Sequence[tuple[str, str]]) -> None:
+        far = f"/proc/{os.getpid()}/fd/{self.outside}"
+        here = [f"link add {n} address {mac} arp off type veth peer name far-{n} netns {far}" for n, mac in links]
+        with inside(self.outside):
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+        with inside(self.router):
+            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+            run("ip", "-batch", "-", text="\n".join([*here, "link set lo up", *(f"link set {n} up" for n, _ in links)]))
+            # The router's own answers would come out of the wires among the packets that are tried.
+            Path("/proc/sys/net/ipv4/icmp_echo_ignore_all").write_text("1")
+        with inside(self.outside):
+            run("ip", "-batch", "-", text="\n".join(f"link set far-{n} arp off up" for n, _ in links))
+
+    # --- the document ---
+
+    def load(self, state: State) -> None:
+        """Make the namespace this State: settings, addresses, routes, rules, packet filter."""
+        before = self._loaded
+        with inside(self.router):
+            if before.sysctls != state.sysctls:
+                for setting in state.sysctls:
+                    with suppress(FileNotFoundError):  # IPv6 is switched off here
+                        Path("/proc/sys", *setting.key.split(".")).write_text(setting.value)
+            if (before.addresses, before.routes, before.rules) != (state.addresses, state.routes, state.rules):
+                self._settle(before, state)
+            Nft(_started).apply(whole(state.ruleset))
+        self._loaded = state
+
+    def _settle(self, before: State, after: State) -> None:
+        """Addresses, routes and rules, from nothing: what order could do to them is another test's."""
+        for rule in before.rules:
+            self.netlink.remove_rule(rule)
+        for route in before.routes:
+            self.netlink.remove_route(route)
+        for address in before.addresses:
+            self.netlink.remove_address(address)
+        for address in after.addresses:
+            self.netlink.add_address(address)
+        for route in after.routes:
+            self.netlink.add_route(route)
+        for rule in after.rules:
+            self.netlink.add_rule(rule)
+
+    # --- packets ---
+
+    def send(self, packets: Sequence[Packet]) -> list[Arrival | None]:
+        """Where each packet came out, None where nowhere. Each is the first of its flow, whatever was sent before."""
+        found: list[Arrival | None] = [None] * len(packets)
+        for burst in bursts(packets):
+            for number, arrival in self._burst([(i, packets[i]) for i in burst]):
+                if found[number] is not None:
+                    raise AssertionError(f"{packets[number]} came out twice: {found[number]}, {arrival}")
+                found[number] = arrival
+        return found
+
+    def _burst(self, packets: list[tuple[int, Packet]]) -> list[tuple[int, Arrival]]:
+        taken = sorted({p.number for _, p in packets})
+        for number in taken:
+            if number not in self._taken:
+                with inside(self.router):
+                    self._taken[number] = _raw_socket(number)
+        self._flows.forget()
+        cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cpus)})  # the kernel's queue of received packets is one per processor
+        try:
+            for i, packet in packets:
+                if packet.in_interface:
+                    name = self._names[packet.in_interface]
+                    self._near[name].send(self._macs[name] + b"\2\0\0\0\0\xfe\x08\x00" + written(packet, i))
+                else:
+                    with suppress(OSError):  # the kernel's own word for a packet it won't send
+                        self._own_socket(packet.source).sendto(written(packet, i), (packet.destination, 0))
+            self._drain()
+        finally:
+            os.sched_setaffinity(0, cpus)
+        seen = [
+            (number, arrival)
+            for data, came_by, kind in _read(self._far, until=_SENTINEL)
+            if kind == 0x0800 and (found := read(data[14:]))
+            for number, arrival in [(found[0], _at(self.ids[came_by.removeprefix("far-")], found[1]))]
+        ]
+        for number in taken:
+            seen += [(f[0], f[1]) for data, _, _ in _read(self._taken[number]) if (f := read(data))]
+        return seen
+
+    def _own_socket(self, source: str) -> socket.socket:
+        """A socket that sends whole packets from one of the router's addresses."""
+        if source not in self._own:
+            with inside(self.router):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            sock.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND: addresses come and go with documents
+            sock.bind((source, 0))
+            self._own[source] = sock
+        return self._own[source]
+
+    def _drain(self) -> None:
+        """Follow the last packet into the router, wait there, and go out behind what the router has sent."""
+        name = next(iter(self._near))
+        frame = b"\xff" * 6 + b"\2\0\0\0\0\xfe" + struct.pack("!H", _SENTINEL)
+        for _ in range(2):  # what comes out at lo comes in again
+            self._near[name].send(frame)
+            self._watch.settimeout(_PATIENCE_S)
+            self._watch.recv(64)
+        with inside(self.router):
+            back = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        with back:
+            back.bind((name, 0))
+            back.send(frame)
+
+
+def bursts(packets: Sequence[Packet]) -> Iterator[list[int]]:
+    """Which packets may go together. Flows of protocols without ports are told apart by addresses alone: one at a time."""
+    with_ports: list[int] = []
+    without: dict[int, list[int]] = {}
+    for i, packet in enumerate(packets):
+        if packet.number in (1, 6, 17):
+            with_ports.append(i)
+        else:
+            without.setdefault(packet.number, []).append(i)
+    rounds = max([-(-len(with_ports) // _BURST), *map(len, without.values())], default=0)
+    for turn in range(rounds):
+        yield with_ports[turn * _BURST : (turn + 1) * _BURST] + [x[turn] for x in without.values() if turn < len(x)]
+
+
+# --- packets as bytes ---
+
+
+def written(packet: Packet, number: int) -> bytes:
+    """An IPv4 packet. Its source port (or ICMP identifier) is the bed's own: it tells the flows of a burst apart."""
+    inner = _inner(packet, number)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(inner), number & 0xFFFF, 0, 64, packet.number, 0)
+    head += _packed(packet.source) + _packed(packet.destination)
+    return head[:10] + struct.pack("!H", _sum(head)) + head[12:] + inner
+
+
+def _inner(packet: Packet, number: int) -> bytes:
+    load = _MARK + struct.pack("!I", number)
+    flow = _FIRST_PORT + number % 40000
+    if packet.number == 1:
+        load += bytes([packet.icmp_type])
+        body = struct.pack("!BBHHH", packet.icmp_type, packet.icmp_code, 0, flow, 1) + load
+        return body[:2] + struct.pack("!H", _sum(body)) + body[4:]
+    if packet.number == 17:
+        return struct.pack("!HHHH", flow, packet.destination_port, 8 + len(load), 0) + load  # 0: no checksum (RFC 768)
+    if packet.number == 6:
+        body = struct.pack("!HHIIBBHHH", flow, packet.destination_port, 1, 0, 0x50, 2, 8192, 0, 0) + load
+        pseudo = _packed(packet.source) + _packed(packet.destination) + struct.pack("!BBH", 0, 6, len(body))
+        return body[:16] + struct.pack("!H", _sum(pseudo + body)) + body[18:]
+    return _HEADS.get(packet.number, b"") + load
+
+
+def read(data: bytes) -> tuple[int, Arrival] | None:
+    """The number of a packet of ours and what it looks like now; None for any other."""
+    protocol = data[9]
+    start = 20 + {1: 8, 6: 20, 17: 8, 47: 4}.get(protocol, 0)
+    if data[start : start + 4] != _MARK or data[6] & 0x1F:
+        return None
+    if protocol == 1 and data[20] != data[start + 8]:
+        return None  # an answer, not the question
+    ports = struct.unpack_from("!HH", data, 20) if protocol in (6, 17) else (None, None)
+    arrival = Arrival("", socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20]), *ports)
+    return struct.unpack_from("!I", data, start + 4)[0], arrival
+
+
+def _at(interface: str, arrival: Arrival) -> Arrival:
+    return Arrival(interface, arrival.source, arrival.destination, arrival.source_port, arrival.destination_port)
+
+
+@lru_cache(maxsize=4096)
+def _packed(address: str) -> bytes:
+    return socket.inet_aton(address)
+
+
+def _sum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
+    if len(data) & 1:
+        total += data[-1] << 8
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+# --- sockets ---
+
+
+def _packet_socket(kind: int) -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
+    sock.setsockopt(263, _IGNORE_OUTGOING, 1)  # SOL_PACKET
+    sock.setsockopt(socket.SOL_SOCKET, 33, _BUFFER)  # SO_RCVBUFFORCE
+    return sock
+
+
+def _raw_socket(protocol: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, 33, _BUFFER)
+    return sock
+
+
+def _read(sock: socket.socket, until: int = 0) -> Iterator[tuple[bytes, str, int]]:
+    """All that has arrived: the data, and the link's name and EtherType where the socket knows them.
+
+    `until` is the EtherType to wait for, 0 to wait for nothing.
+    """
+    sock.settimeout(_PATIENCE_S if until else 0)
+    while True:
+        try:
+            data, where = sock.recvfrom(2048)
+        except BlockingIOError:
+            return
+        link, kind = (where[0], where[1]) if len(where) > 2 else ("", 0)
+        if until and kind == until:
+            return
+        yield data, link, kind
+
+
+class _Flows:
+    """The connection tracking of the namespace this is made in."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def forget(self) -> None:
+        """Remove every flow: IPCTNL_MSG_CT_DELETE (2) of subsystem 1, which names none and so means all."""
+        self._sock.send(struct.pack("=IHHII", 20, 1 << 8 | 2, 5, 1, 0) + struct.pack("!BBH", 0, 0, 0))
+        (error,) = struct.unpack_from("=i", self._sock.recv(4096), 16)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+
+def _started(argv: tuple[str, ...], data: bytes, seconds: float) -> tuple[int, bytes, bytes]:
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=seconds, check=False)
+    return done.returncode, done.stdout, done.stderr
