@@ -166,9 +166,10 @@ def _health(engine: Engine) -> dict[str, Any]:
     with engine.lock:
         recent = [d for d in engine.drifts if not d.healed]
         return {
-            "healthy": not engine.broken,
+            "healthy": not engine.broken and not engine.legacy,
             "generation": engine.current.number,
             "broken": engine.broken,
             "awaiting": engine.awaiting is not None,
             "drift": {"healed": len(engine.drifts) - len(recent), "reported": len(recent)},
+            "legacy": engine.legacy,
         }

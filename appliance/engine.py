@@ -109,12 +109,13 @@ class Engine:
         self.log, self.metrics = log, metrics
         self.lock = threading.RLock()
         self.drifts: list[Drift] = []
+        self.legacy: list[str] = []  # rules of the old iptables beside our table, as the watch found them last
         self.awaiting: Awaiting | None = None
         self._facts = host.facts()
         self.current = Generation(0, "", None, closed(self._facts, settings.control_address))
         self._trouble = ""  # why the machine is not `current`: an undo or a heal that failed
         self._unmade = ""  # why the last kept generation is not `current`: it cannot be made any more
-        self._leftovers: list[State] = []  # what the machine may hold of States that were given up
+        self._given_up: list[tuple[Record, State | None]] = []  # tried, and the machine may still hold parts of them
         self._timings: dict[str, float] = {}
 
     @property
@@ -132,10 +133,9 @@ class Engine:
         with self.lock:
             if self.store.unreadable:
                 self.log.error("journal", error=f"{self.store.unreadable} lines cannot be read; they were left out")
-            left = self.store.open_ended()
-            for record in left:
-                self._note(record, status="undone", why="the agent stopped before it was kept; undone at start")
-            self._leftovers = [s for s in (self._recompiled(r.generation) for r in left) if s]
+            for record in self.store.open_ended():
+                record.why = record.why or "the agent stopped before it was kept; undone at start"
+                self._given_up.append((record, self._recompiled(record.generation)))
             self._resume()
             self._converge(self.current.state, "start")
 
@@ -177,12 +177,12 @@ class Engine:
         """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left."""
         failed: list[str] = []
         try:
-            for step in plan(self.host.observe(state, self._leftovers), state):
+            for step in plan(self.host.observe(state, self._leftovers()), state):
                 try:
                     self.host.commit(step)
                 except Exception as error:
                     failed.append(_words(error))
-            rest = _of_machine(plan(self.host.observe(state, self._leftovers), state))
+            rest = _of_machine(plan(self.host.observe(state, self._leftovers()), state))
         except Exception as error:
             failed.append(_words(error))
             self._trouble = f"{reason}: {failed[0]}"
@@ -192,12 +192,22 @@ class Engine:
         if failed or self._trouble:
             self.log.error(reason, error=self._trouble or f"converged all the same: {'; '.join(failed[:3])}")
         if not self._trouble:
-            self._leftovers = []
+            self._settled()
+
+    def _leftovers(self) -> list[State]:
+        return [state for _, state in self._given_up if state]
+
+    def _settled(self) -> None:
+        """The machine is as it should be. Only now is what was given up undone: an agent that dies before must know."""
+        self._trouble = ""
+        for record, _ in self._given_up:
+            self._note(record, status="undone", why=record.why)
+        self._given_up = []
 
     def _steps_to(self, state: State) -> tuple[Step, ...]:
         """The plan from what the machine is: what was verified last, or, where that does not hold, what is observed."""
         if self._trouble:
-            return plan(self.host.observe(state, [self.current.state, *self._leftovers]), state)
+            return plan(self.host.observe(state, [self.current.state, *self._leftovers()]), state)
         return plan(self.current.state, state)
 
     # --- pushes
@@ -312,10 +322,8 @@ class Engine:
         current = self.current
         self._guard(change.generation)
         if change.base != current.number:
-            words = (
-                f"made against generation {change.base}; the machine is {current.number}: read it, make the change anew"
-            )
-            raise Refused(409, {"error": words, "current": current.number})
+            made = f"made against generation {change.base}; the machine is at {current.number}"
+            raise Refused(409, {"error": f"{made}: read it, make the change anew", "current": current.number})
         if current.config is None:
             raise Refused(409, {"error": "there is no document to change; push a whole one", "current": 0})
         applied = apply_operations(current.config, change.operations)
@@ -508,16 +516,13 @@ class Engine:
         }
 
     def _adopt(self, after: Generation) -> None:
-        self.current = after
-        self._trouble = self._unmade = ""
-        self._leftovers = []
+        self.current, self._unmade = after, ""
+        self._settled()
         self.metrics.generation(after.number)
 
     def _undone(self, before: Generation, after: Generation, failed: Mapping[str, Any]) -> Answer:
         """Make the machine `before` again and say why."""
-        broken = self._undo(before, after)
-        if after.record is not None:
-            self._note(after.record, status="undone", why=str(failed["error"])[:2000])
+        broken = self._undo(before, after, str(failed["error"]))
         body = {
             "error": failed["error"],
             "result": "undone" if not broken else "undo failed",
@@ -532,11 +537,13 @@ class Engine:
         self.log.error("undone", generation=after.number, **{k: str(v)[:500] for k, v in failed.items()})
         return Answer(500, body)
 
-    def _undo(self, before: Generation, after: Generation) -> str:
+    def _undo(self, before: Generation, after: Generation, why: str) -> str:
         """Previous State, same code, from what is observed. Returns what is wrong where it cannot be reached."""
+        assert after.record is not None
         self.metrics.undone()
         self.current = before
-        self._leftovers.append(after.state)
+        after.record.why = why[:2000]
+        self._given_up.append((after.record, after.state))
         with self._timed("undo"):
             self._converge(before.state, "undo")
         return self._trouble
@@ -606,12 +613,12 @@ class Engine:
                 self._resume()
             state = self.current.state
             try:
-                steps = _of_machine(plan(self.host.observe(state, self._leftovers), state))
+                steps = _of_machine(plan(self.host.observe(state, self._leftovers()), state))
             except HostError as error:
                 self.log.error("observe", error=str(error))
                 return None
             if not steps:
-                self._trouble, self._leftovers = "", []
+                self._settled()
                 return None
             healed = False
             # What an undo of ours left is put right whatever the policy about others is.

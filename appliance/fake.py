@@ -48,9 +48,9 @@ class FakeHost:
     ended: list[Flows] = field(default_factory=list)
     read: dict[str, tuple[File, ...]] = field(default_factory=dict)  # what each unit read when it was last told to
     clock: float = 1_000_000.0
-    fail_at: int = -1  # the n-th commit from now on fails
-    fail_for: int = 1  # so many commits in a row
-    lie_at: int = -1  # the n-th commit from now on says yes and does nothing
+    fail_at: int = -1  # so many commits from now on, one fails (-1: none)
+    fail_for: int = 1  # so many in a row
+    lie_at: int = -1  # so many commits from now on, one says yes and does nothing (-1: none)
     blind: bool = False  # nothing can be observed
     refuse: list[dict[str, str]] = field(default_factory=list)  # what the dry check says
     refuse_nft: str = ""  # what nft says to every ruleset
@@ -71,6 +71,9 @@ class FakeHost:
     def counters(self) -> dict[str, dict[str, int]]:
         return {}
 
+    def legacy(self) -> list[str]:
+        return []
+
     def own(self, event: Any) -> bool:
         return False
 
@@ -84,11 +87,9 @@ class FakeHost:
     def commit(self, step: Step) -> None:
         if self.on_commit:
             self.on_commit(step)
-        self.lie_at -= 1
-        if self.lie_at == -1:
+        if self._is_due_to_lie():
             return
-        self.fail_at -= 1
-        if -1 - self.fail_for < self.fail_at <= -1:
+        if self._is_due_to_fail():
             raise HostError(f"{step}: broken on purpose", "evidence of the fake")
         part = step.after if step.after is not None else step.before
         if isinstance(part, Lost):
@@ -101,6 +102,22 @@ class FakeHost:
         else:
             self._change(step, part)
         self.done.append(step)
+
+    def _is_due_to_lie(self) -> bool:
+        is_due = self.lie_at == 0
+        self.lie_at = max(self.lie_at - 1, -1)
+        return is_due
+
+    def _is_due_to_fail(self) -> bool:
+        if self.fail_at > 0:
+            self.fail_at -= 1
+            return False
+        if self.fail_at == 0:
+            self.fail_for -= 1
+            if self.fail_for == 0:
+                self.fail_at, self.fail_for = -1, 1
+            return True
+        return False
 
     def _change(self, step: Step, part: Any) -> None:
         m = self.machine

@@ -7,8 +7,10 @@ units.py; files and sysctls are here.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections import deque
@@ -361,6 +363,15 @@ class LinuxHost:
             found[name.strip()] = {"bytes_in": n[0], "packets_in": n[1], "bytes_out": n[8], "packets_out": n[9]}
         return found
 
+    def legacy(self) -> list[str]:
+        if not any(path.exists() and path.read_text().strip() for path in _LEGACY_NAMES):
+            return []
+        status, out, err = self.run((sys.executable, "-m", "appliance.legacy"))
+        if status != 0:
+            words = (err.decode(errors="replace").strip().splitlines() or ["no words"])[-1]
+            return [f"there are legacy iptables tables, and they cannot be read: {words}"]
+        return [f"{r['table']} {r['chain']}: {r['rule']} ({r['packets']} packets)" for r in json.loads(out)]
+
     def own(self, event: Event) -> bool:
         if event.kind == "ruleset":
             return event.generation in self._own
@@ -398,6 +409,9 @@ def _looked_chain(wished: Chain) -> Chain:
     if comments is not None and [c.rpartition("#")[2] for c in comments] == [rule_digest(r) for r in wished.rules]:
         return wished
     return Chain(wished.name, (UNKNOWN,), wished.hook)
+
+
+_LEGACY_NAMES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
 
 
 def _filled(word: str, copies: dict[str, str]) -> str:

@@ -55,6 +55,9 @@ class Host(Protocol):
     def counters(self) -> dict[str, dict[str, int]]:
         """Bytes and packets of every link, both ways."""
 
+    def legacy(self) -> list[str]:
+        """Rules of the kernel's old iptables tables, in words: what hides beside our table."""
+
     def own(self, event: Event) -> bool:
         """Did we cause this event ourselves?"""
 

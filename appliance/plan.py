@@ -202,10 +202,15 @@ def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str])
         was = old.get(unit.name)
         if was is None:
             yield Step("unit", "start", unit.name, None, unit, owner=unit.owner)
-        elif was != unit or changed.intersection(unit.restart_on):
+        elif _started_from(was) != _started_from(unit) or changed.intersection((*was.restart_on, *unit.restart_on)):
             yield Step("unit", "restart", unit.name, was, unit, owner=unit.owner)
-        elif changed.intersection(unit.reload_on):
+        elif changed.intersection((*was.reload_on, *unit.reload_on)):
             yield Step("unit", "reload" if unit.reload else "restart", unit.name, was, unit, owner=unit.owner)
+
+
+def _started_from(unit: Unit) -> tuple[Any, ...]:
+    """What a running process cannot be told anew."""
+    return unit.command, unit.reload, unit.directories
 
 
 # --- flows that lose their translation -------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _needed(self) -> dict[int, Record]:
-        """The last KEEP kept generations with those they are changes of, and the undone ones of the same time."""
+        """The last KEEP kept generations with those they are changes of, and of the same time the undone ones."""
         needed: set[int] = set()
         for kept in sorted(g for g, r in self.records.items() if r.status == "kept")[-KEEP:]:
             generation = kept

@@ -11,8 +11,10 @@ import threading
 from appliance.engine import Engine
 from appliance.events import Events
 from appliance.log import Log
+from appliance.memory import give_back
 
 SETTLE = 0.2  # seconds after the first event in which more may come: one look for all of them
+QUIET = 1.0  # seconds without a push after which memory is given back
 PAUSE = 1.0  # seconds between two looks, so that a quarrel with another program costs little
 
 
@@ -24,6 +26,7 @@ class Watch(threading.Thread):
         self.engine, self.log, self.seconds = engine, log, seconds
         self.events = events
         self._stop = threading.Event()
+        self._seen, self._quiet_since = -1, 0.0
 
     def stop(self) -> None:
         self._stop.set()
@@ -33,6 +36,7 @@ class Watch(threading.Thread):
             self.events = Events()
         next_look = self.engine.host.monotonic() + self.seconds
         while not self._stop.is_set():
+            self._give_back()
             wait = max(0.0, min(0.5, next_look - self.engine.host.monotonic()))
             reason, by = self._heard(wait)
             self.engine.expire()
@@ -41,11 +45,28 @@ class Watch(threading.Thread):
                 continue
             try:
                 self.engine.heal(reason or "timer", by)
+                self._look_for_legacy()
             except Exception as error:  # the watch must outlive whatever it meets
                 self.log.error("watch", error=f"{type(error).__name__}: {error}")
             next_look = self.engine.host.monotonic() + self.seconds
             if reason:
                 self._stop.wait(PAUSE)
+
+    def _give_back(self) -> None:
+        """Once after each push, when it has been quiet for a while: it takes the interpreter some milliseconds."""
+        now, number = self.engine.host.monotonic(), self.engine.current.number
+        if number != self._seen:
+            self._seen, self._quiet_since = number, now
+        elif self._quiet_since and now - self._quiet_since > QUIET:
+            self._quiet_since = 0.0
+            give_back()
+
+    def _look_for_legacy(self) -> None:
+        """Rules that drop packets and stand in no nft listing: reported by health, never removed, for they aren't ours."""
+        found = self.engine.host.legacy()
+        if found != self.engine.legacy:
+            self.log.warning("legacy", rules=found)
+            self.engine.legacy = found
 
     def _heard(self, wait: float) -> tuple[str, str]:
         """(the kinds of what changed, who did it) among the events of others; empty where there were none."""

@@ -11,6 +11,17 @@ from mgmt.terminal import REFUSED, STALE, UNDONE, UNEXPECTED, Failure
 if TYPE_CHECKING:
     from mgmt.push import Answer
 
+EXIT_CODES = """\b
+Exit codes:
+  0  applied, unchanged, or answered
+  1  something unexpected; the message says what
+  2  the command line or the file is wrong; nothing was sent
+  3  refused (422): the document or the question; nothing was touched
+  4  stale (409, 412): another push came first, or the plan is not the one demanded
+  5  undone (500): a step failed and the router is what it was before
+  6  the router cannot be reached, or is not the one that it should be
+"""
+
 
 def good(answer: Answer) -> Answer:
     """The answer itself where it is good. Raises Failure with its exit code, the places and the remedy."""

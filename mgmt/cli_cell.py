@@ -159,7 +159,9 @@ def _wait_for_agent(name: str) -> int:
                 return int(appliance.health().body["generation"])
         except PushError as error:
             if time.monotonic() > deadline:
-                raise Failure(f"{name} runs, but: {error}", UNREACHABLE, f"See: narthex cell logs {name} --unit agent") from error
+                raise Failure(
+                    f"{name} runs, but: {error}", UNREACHABLE, f"See: narthex cell logs {name} --unit agent"
+                ) from error
             time.sleep(0.05)
 
 
@@ -262,7 +264,7 @@ def logs(driver: CellDriver, name: str | None, unit: str, follow: bool) -> None:
 @with_driver
 def execute(driver: CellDriver, name: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in a cell, as root."""
-    raise SystemExit(driver.exec(name, command))
+    raise SystemExit(driver.exec(name, command[1:] if command[0] == "--" else command))
 
 
 @cell.command(epilog=EXIT_CODES)

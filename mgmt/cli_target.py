@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,9 @@ def complete_cell(context: click.Context, parameter: click.Parameter, typed: str
 
     from mgmt.hosts.cell import CellDriver
 
-    return [CompletionItem(c.name, help=c.state) for c in CellDriver().list() if c.name.startswith(typed)]
+    with suppress(OSError):  # who may not read them gets none
+        return [CompletionItem(c.name, help=c.state) for c in CellDriver().list() if c.name.startswith(typed)]
+    return []
 
 
 _OPTIONS: tuple[Callable[..., Any], ...] = (

@@ -81,7 +81,11 @@ RULES = (
         never=(*PROCESSES, *SOCKETS, *REMOTE),
         apart_from=tuple(
             f"appliance.{door}"
-            for door in ("host", "netlink", "nft", "units", "probe", "watch", "supervisor", "process", "join")
+            for door in (
+                *("host", "nft", "units", "probe", "watch", "server"),
+                *("netlink", "wire", "rtnl", "arp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
+                *("supervisor", "process", "join"),
+            )
         )
         + ("appliance.legacy",),
     ),

@@ -1,0 +1,154 @@
+"""What the kernel's routing makes of a State: its addresses, routes and policy rules, looked up as the kernel does.
+
+For trace.py. Linux 6.1 and later (net/ipv4/route.c, fib_frontend.c, fib_rules.c), IPv4: the rules by priority, the
+kernel's own three among them (0 local, 32766 main, 32767 default); in a table the longest prefix, then the lowest
+metric; a result that `suppress` rules out sends the search on. The table `local` is made of the addresses: each is
+local, the last of each subnet is broadcast. An address that is `connected` puts its subnet into `main`.
+
+Before a packet is routed its source is looked at (`refusal`): one that is local, broadcast or nobody's is dropped as a
+martian, and rp_filter may ask that the way back leads to the interface it came by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from appliance.state import Address, Rule, State
+from appliance.values import bounds, is_v6, number, subnet
+
+EVERYONE = number("255.255.255.255")
+NOBODY = 0
+LOOPBACK = bounds("127.0.0.0/8")
+MULTICAST = bounds("224.0.0.0/4")
+ALL_HOSTS = number("224.0.0.1")  # the one group that every machine is in
+LOCAL, MAIN, DEFAULT = 255, 254, 253
+_KERNELS_OWN = (Rule(0, LOCAL), Rule(32766, MAIN), Rule(32767, DEFAULT))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where an address leads: what kind it is for us, the link and gateway, our source there, and whose route it is."""
+
+    kind: Literal["unicast", "local", "broadcast", "multicast", "nowhere"]
+    link: str = ""
+    via: str = ""
+    source: str = ""
+    owner: str = ""
+    destination: str = ""
+
+
+NOWHERE = Way("nowhere")
+_Entry = tuple[int, int, int, int, Way]  # prefix length, metric, first and last address, way
+
+
+class Fib:
+    """The routing of one State."""
+
+    def __init__(self, state: State) -> None:
+        self._settings = {s.key: s.value for s in state.sysctls}
+        self._rules = sorted((r for r in (*state.rules, *_KERNELS_OWN) if r.family == 4), key=lambda r: r.priority)
+        down = {link.name for link in state.links if not link.up}
+        self._tables: dict[int, list[_Entry]] = {LOCAL: [_entry(0, *_LOOPBACK_ROUTE)]}
+        for address in state.addresses:
+            if not is_v6(address.cidr) and address.link not in down:
+                for table, entry in _of_address(address):
+                    self._tables.setdefault(table, []).append(entry)
+        for route in state.routes:
+            if not is_v6(route.destination) and route.link not in down:
+                way = Way("unicast", route.link, route.via, route.source, route.owner, route.destination)
+                self._tables.setdefault(route.table, []).append(_entry(route.metric, route.destination, way))
+        for entries in self._tables.values():
+            entries.sort(key=lambda e: (-e[0], e[1]))
+        self._first = _first_addresses(state.addresses)
+
+    def look(self, destination: int, source: int, mark: int = 0) -> Way:
+        """The way to an address for a packet from `source` (0: not chosen yet) with that mark."""
+        for rule in self._rules:
+            if not _selects(rule, source, mark):
+                continue
+            for length, _, first, last, way in self._tables.get(rule.table, ()):
+                if first <= destination <= last:
+                    if length <= rule.suppress:
+                        break
+                    return way
+        return NOWHERE
+
+    def kind(self, address: int) -> str:
+        """What nft's `fib daddr type` says of an address."""
+        if address == EVERYONE:
+            return "broadcast"
+        if MULTICAST[0] <= address <= MULTICAST[1]:
+            return "multicast"
+        kind = self.look(address, 0).kind
+        return "unicast" if kind == "nowhere" else kind
+
+    def arrive(self, source: int, destination: int, link: str, mark: int) -> Way:
+        """Where a packet that came in by `link` goes."""
+        if destination == EVERYONE:
+            return Way("broadcast", link)
+        if MULTICAST[0] <= destination <= MULTICAST[1]:
+            return Way("multicast", link) if destination == ALL_HOSTS else NOWHERE
+        way = self.look(destination, source, mark)
+        return way if way.kind != "unicast" or self._setting("ip_forward") != "0" else NOWHERE
+
+    def refusal(self, source: int, destination: int, link: str) -> str:
+        """Why the kernel drops a packet before it routes it, "" where it does not."""
+        if MULTICAST[0] <= source <= MULTICAST[1] or source == EVERYONE or LOOPBACK[0] <= source <= LOOPBACK[1]:
+            return "its source is nobody's address"
+        if source == NOBODY:
+            return "" if destination == EVERYONE or MULTICAST[0] <= destination <= MULTICAST[1] else "it has no source"
+        if LOOPBACK[0] <= destination <= LOOPBACK[1] or destination == NOBODY:
+            return "its destination is nobody's address"
+        back = self.look(source, 0)
+        if back.kind in ("local", "broadcast"):
+            return f"its source is a {back.kind} address of the router"
+        demand = max(int(self._setting(f"conf.{where}.rp_filter", "0")) for where in ("all", link))
+        if demand and (back.kind == "nowhere" or (demand == 1 and back.link != link)):
+            return "the way back to its source does not lead there (rp_filter)"
+        return ""
+
+    def source_for(self, way: Way) -> str:
+        """The source the kernel gives a packet of ours that goes this way, "" where it has none."""
+        return way.source or self._first.get(way.link, "")
+
+    def _setting(self, key: str, unset: str = "0") -> str:
+        return self._settings.get(f"net.ipv4.{key}", unset)
+
+
+_LOOPBACK_ROUTE = ("127.0.0.0/8", Way("local", "lo", destination="127.0.0.0/8"))
+
+
+def _selects(rule: Rule, source: int, mark: int) -> bool:
+    if (mark ^ rule.mark) & rule.mask:
+        return False
+    if not rule.source:
+        return True
+    first, last = bounds(rule.source)
+    return first <= source <= last
+
+
+def _entry(metric: int, destination: str, way: Way) -> _Entry:
+    first, last = bounds(destination)
+    return (int(destination.partition("/")[2] or 32), metric, first, last, way)
+
+
+def _of_address(address: Address) -> Iterator[tuple[int, _Entry]]:
+    """What an address puts into the tables."""
+    own, _, length = address.cidr.partition("/")
+    first, last = bounds(address.cidr)
+    yield LOCAL, _entry(0, own, Way("local", "lo", source=own, owner=address.owner, destination=own))
+    if int(length) < 31:
+        yield LOCAL, (32, 0, last, last, Way("broadcast", address.link, source=own, owner=address.owner))
+    if address.connected and int(length) < 32:
+        net = subnet(address.cidr)
+        yield MAIN, _entry(0, net, Way("unicast", address.link, source=own, owner=address.owner, destination=net))
+
+
+def _first_addresses(addresses: Iterable[Address]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for address in addresses:
+        if not is_v6(address.cidr):
+            found.setdefault(address.link, address.cidr.partition("/")[0])
+    return found

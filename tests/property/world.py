@@ -1,0 +1,289 @@
+"""Random documents and the packets that are worth trying on them.
+
+The world is small, so that things meet: three uplinks, three guest interfaces and a private one at most, a handful of
+addresses on each, CIDRs that overlap, ports that touch. Whatever a document names becomes a boundary (`Axes`): the
+packets are taken from both sides of each.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from appliance.document import validate
+from appliance.state import Facts, LinkFact
+from appliance.values import bounds, dotted
+from router.checks import problems
+from router.config import Config
+from router.packet import Packet
+from tests.router.samples import without
+
+LINKS = ("ctl", "isp-a", "isp.b", "isp_c", "web", "db", "dmz", "lan")
+MACS = {ident: f"02:00:00:00:00:{n:02x}" for n, ident in enumerate(LINKS, 1)}
+NAMES = {ident: f"eth{n}" for n, ident in enumerate(LINKS)}
+FACTS = Facts("r-1", {MACS[i]: LinkFact(NAMES[i], MACS[i], n + 2, 1500, True) for n, i in enumerate(LINKS)})
+
+UPLINKS = {
+    "isp-a": (("203.0.113.10/24", "203.0.113.11/24", "203.0.113.12/24", "192.0.2.130/26"), "203.0.113.1"),
+    "isp.b": (("198.51.100.10/25", "198.51.100.11/25", "203.0.113.200/30"), "198.51.100.1"),
+    "isp_c": (("192.0.2.10/26", "192.0.2.11/26"), "192.0.2.1"),
+}
+INSIDE = {
+    "web": ("10.1.1.1/24", "10.1.4.1/28"),
+    "db": ("10.1.2.1/24", "10.1.5.129/25"),
+    "dmz": ("10.1.3.1/25", "10.1.3.129/25"),
+}
+GUESTS = ("10.1.1.10", "10.1.1.11", "10.1.4.2", "10.1.2.10", "10.1.2.20", "10.1.5.130", "10.1.3.10", "10.1.3.200")
+CIDRS = (
+    "0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25", "192.0.2.7/32", "198.51.100.0/24", "10.0.0.0/8",
+    "10.1.1.0/24", "10.1.1.10/31", "10.1.1.11/32", "10.1.2.0/23", "172.16.0.0/12", "203.0.113.0/24", "128.0.0.0/1",
+)  # fmt: skip
+MANY = tuple(f"192.0.{i}.0/24" for i in range(0, 12, 2)) + ("10.1.1.8/29", "10.1.2.10/32")
+ROUTES = (
+    ("10.9.0.0/16", "172.16.0.9"), ("198.18.0.0/15", "203.0.113.1"), ("10.1.2.128/25", "172.16.0.9"),
+    ("203.0.113.128/25", "10.1.1.20"), ("0.0.0.0/1", "198.51.100.1"), ("10.8.0.0/16", "10.1.2.77"),
+    ("8.8.8.8/32", "192.0.2.1"), ("203.0.113.11/32", "172.16.0.9"), ("10.1.1.11/32", "203.0.113.1"),
+)  # fmt: skip
+SPANS = (
+    (80, 80),
+    (80, 82),
+    (81, 81),
+    (82, 90),
+    (22, 22),
+    (53, 53),
+    (1000, 1063),
+    (1000, 1070),
+    (1, 65535),
+    (65535, 65535),
+)
+
+# --- documents ---
+
+
+@st.composite
+def _interfaces(draw: st.DrawFn) -> list[dict[str, Any]]:
+    found = [{"id": "ctl", "mac": MACS["ctl"], "use": "control", "addresses": ["169.254.3.4/16"]}]
+    for ident in draw(st.permutations(list(UPLINKS)))[: draw(st.sampled_from([1, 2, 2, 3, 3, 0]))]:
+        pool, gateway = UPLINKS[ident]
+        more = draw(st.permutations(pool[1:]))[: draw(st.integers(0, len(pool) - 1))]
+        own = [pool[0], *more]
+        found.append({"id": ident, "mac": MACS[ident], "use": "public", "addresses": own, "gateway": gateway})
+    for ident in draw(st.permutations(list(INSIDE)))[: draw(st.integers(1, 3))]:
+        own = list(INSIDE[ident][: draw(st.integers(1, 2))])
+        found.append({"id": ident, "mac": MACS[ident], "use": "guest", "addresses": own})
+    if draw(st.booleans()):
+        found.append({"id": "lan", "mac": MACS["lan"], "use": "private", "addresses": ["172.16.0.2/24"]})
+    return found
+
+
+@st.composite
+def _networks(draw: st.DrawFn, interfaces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    publics = [c.partition("/")[0] for i in interfaces if i["use"] == "public" for c in i["addresses"]]
+    found = []
+    for interface in interfaces:
+        for cidr in interface["addresses"] if interface["use"] == "guest" else ():
+            first, _ = bounds(cidr)
+            if draw(st.integers(0, 9)):
+                found.append(
+                    {
+                        "id": f"net-{len(found)}",
+                        "interface": interface["id"],
+                        "cidr": f"{dotted(first)}/{cidr.partition('/')[2]}",
+                        "source_nat": draw(st.sampled_from([*publics, None])),
+                        "egress": {"default": draw(st.sampled_from(["allow", "deny"]))},
+                        "dhcp": {"enabled": draw(st.booleans())},
+                        "dns": draw(st.booleans()),
+                    }
+                )
+    return found
+
+
+_sources = st.one_of(
+    st.just([]),
+    st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True),
+    st.just(list(MANY)),
+)
+
+
+def _ports(span: tuple[int, int]) -> dict[str, int]:
+    return {"first": span[0], "last": span[1]}
+
+
+@st.composite
+def _forward(draw: st.DrawFn, publics: list[str]) -> dict[str, Any]:
+    first, last = draw(st.sampled_from(SPANS))
+    shift = draw(st.sampled_from([None, 0, 1, 1000]))
+    fits = shift is not None and last + shift < 65536 and last - first < 100
+    return {
+        "protocol": draw(st.sampled_from(["tcp", "udp"])),
+        "address": draw(st.sampled_from(publics)),
+        "ports": _ports((first, last)),
+        "target": draw(st.sampled_from(GUESTS)),
+        "target_ports": _ports((first + (shift or 0), last + (shift or 0))) if fits else None,
+        "sources": draw(_sources),
+    }
+
+
+@st.composite
+def _gated(draw: st.DrawFn) -> dict[str, Any]:
+    protocol = draw(st.sampled_from(["tcp", "tcp", "udp", "icmp", "any", 47, 6, 1, 50]))
+    found: dict[str, Any] = {"protocol": protocol, "sources": draw(_sources)}
+    if protocol in ("tcp", "udp"):
+        found["ports"] = draw(st.one_of(st.none(), st.sampled_from(SPANS).map(_ports)))
+    if protocol == "icmp":
+        found["icmp_type"] = draw(st.sampled_from([None, 8, 8, 13, 0]))
+        found["icmp_code"] = draw(st.sampled_from([None, 0, 1])) if found["icmp_type"] is not None else None
+    return found
+
+
+@st.composite
+def documents(draw: st.DrawFn, most: int = 6) -> Config:
+    """A sound document, with at most `most` objects in each collection."""
+    interfaces = draw(_interfaces())
+    networks = draw(_networks(interfaces))
+    publics = [c.partition("/")[0] for i in interfaces if i["use"] == "public" for c in i["addresses"]]
+    raw: dict[str, Any] = {"interfaces": interfaces, "networks": networks}
+    if publics:
+        raw["forwards"] = _named("fwd", draw(st.lists(_forward(publics), max_size=most)))
+        where = st.fixed_dictionaries({"address": st.sampled_from(publics), "target": st.sampled_from(GUESTS)})
+        raw["static_nats"] = _named("nat", draw(st.lists(where, max_size=min(most, 3))))
+        rules = st.tuples(_gated(), st.sampled_from(publics)).map(lambda t: {**t[0], "address": t[1]})
+        raw["firewall"] = _named("fw", draw(st.lists(rules, max_size=most)))
+    if networks:
+        ids = st.sampled_from([n["id"] for n in networks])
+        exceptions = st.tuples(_gated(), ids, _sources).map(lambda t: {**t[0], "network": t[1], "destinations": t[2]})
+        raw["egress"] = _named("out", draw(st.lists(exceptions, max_size=most)))
+    routes = draw(st.lists(st.sampled_from(ROUTES), max_size=3, unique=True))
+    raw["routes"] = _named("way", [{"destination": to, "via": via} for to, via in routes])
+    return sound(raw)
+
+
+def _named(kind: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"id": f"{kind}-{n}", **o} for n, o in enumerate(objects)]
+
+
+def sound(raw: dict[str, Any]) -> Config:
+    """The document without the objects that have problems."""
+    while True:
+        config = validate(Config, raw)
+        found = problems(config)
+        if not found:
+            return config
+        raw = without(raw, found)
+
+
+# --- packets ---
+
+# What every document has in common: addresses that are nobody's, a stranger, the world's ends.
+_WORLD = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "224.0.0.1/32", "240.0.0.0/4", "255.255.255.255/32", "8.8.8.8/32")
+_PORTS = (0, 53, 67, 3922, 65535)
+_OTHERS = (47, 50, 89)  # protocols without ports: the first two stand in documents
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The places where a document cuts each axis: addresses as the first and last of each piece, ports alike."""
+
+    interfaces: tuple[str, ...]
+    addresses: tuple[tuple[int, int], ...]
+    ports: tuple[tuple[int, int], ...]
+    icmp: tuple[tuple[int, int], ...]
+    protocols: tuple[int, ...]
+
+
+def axes(config: Config) -> Axes:
+    """Every boundary that occurs in a document."""
+    cidrs = [*_WORLD, *(c for i in config.interfaces for c in i.addresses), *(n.cidr for n in config.networks)]
+    cidrs += [a.partition("/")[0] for i in config.interfaces for a in i.addresses]
+    cidrs += [dotted(bounds(a)[1]) for i in config.interfaces for a in i.addresses]
+    cidrs += [x for f in config.forwards for x in (*f.sources, f.target)]
+    cidrs += [x.target for x in config.static_nats]
+    cidrs += [c for r in config.firewall for c in r.sources]
+    cidrs += [c for e in config.egress for c in (*e.sources, *e.destinations)]
+    cidrs += [r.destination for r in config.routes]
+    spans = [(p, p) for p in _PORTS]
+    spans += [(f.ports.first, f.ports.last) for f in config.forwards]
+    spans += [(r.ports.first, r.ports.last) for r in (*config.firewall, *config.egress) if r.ports]
+    ruled = (*config.firewall, *config.egress)
+    types = {8, 13, 0, 3, *(r.icmp_type for r in ruled if r.icmp_type is not None)}
+    codes = {0, 255, *(r.icmp_code for r in ruled if r.icmp_code is not None)}
+    named = {r.protocol for r in ruled if isinstance(r.protocol, int) and r.protocol not in (1, 6, 17)}
+    return Axes(
+        tuple(i.id for i in config.interfaces),
+        pieces(map(bounds, cidrs), (1 << 32) - 1),
+        pieces(spans, 65535),
+        tuple((t, c) for t in sorted(types) for c in sorted(codes)),
+        tuple(sorted({*named, 89})),
+    )
+
+
+def pieces(spans: Iterable[tuple[int, int]], last: int) -> tuple[tuple[int, int], ...]:
+    """The axis from 0 to `last` cut at both ends of every span."""
+    starts = sorted({0, *(x for first, end in spans for x in (first, end + 1) if x <= last)})
+    return tuple(zip(starts, [s - 1 for s in starts[1:]] + [last], strict=True))
+
+
+def services(cuts: Axes, end: int) -> list[tuple[str | int, int, int, int]]:
+    """Protocol, destination port, ICMP type and code: one of each piece, its first (`end` 0) or last (1) value."""
+    found: list[tuple[str | int, int, int, int]] = [(p, span[end], 8, 0) for p in ("tcp", "udp") for span in cuts.ports]
+    found += [("icmp", 0, kind, code) for kind, code in cuts.icmp]
+    return found + [(p, 0, 8, 0) for p in cuts.protocols]
+
+
+def likely_packets(config: Config, count: int, seed: int) -> list[Packet]:
+    """Packets on boundaries, most of them from where they may come and to where something is."""
+    luck = random.Random(seed)
+    cuts = axes(config)
+    ends = [dotted(x) for span in cuts.addresses for x in span]
+    publics = [c.partition("/")[0] for i in config.interfaces if i.use == "public" for c in i.addresses]
+    own = [c.partition("/")[0] for i in config.interfaces for c in i.addresses]
+    behind = {i.id: _behind(i.addresses, ends) for i in config.interfaces}
+    inner = {a for found in behind.values() for a in found}
+    strangers = [a for a in ends if a not in inner] or ends
+    offered = services(cuts, 0) + services(cuts, 1)
+    common = [s for s in offered if not isinstance(s[0], int)]
+    packets = []
+    for _ in range(count):
+        came_by = luck.choice(("", *cuts.interfaces, *cuts.interfaces))
+        use = next((i.use for i in config.interfaces if i.id == came_by), "")
+        if use == "":
+            source = luck.choice(own)
+        elif luck.random() < 0.2:
+            source = luck.choice(ends)
+        else:
+            source = luck.choice(strangers if use == "public" else behind[came_by] or ends)
+        destination = luck.choice(publics if publics and luck.random() < 0.5 else ends)
+        if use == "" and not _is_sendable(config, destination):
+            destination = luck.choice(publics or GUESTS)
+        protocol, port, kind, code = luck.choice(offered if luck.random() < 0.3 else common)
+        if use == "" and protocol == "icmp":
+            kind = 8  # what asks nothing has no flow, and its own kernel would not send it
+        packets.append(Packet(came_by, source, destination, protocol, 40000, port, kind, code))
+    return packets
+
+
+def _behind(cidrs: Sequence[str], addresses: Iterable[str]) -> list[str]:
+    spans = [bounds(c) for c in cidrs]
+    return [a for a in addresses if any(first <= bounds(a)[0] <= last for first, last in spans)]
+
+
+def _is_sendable(config: Config, destination: str) -> bool:
+    """Would the router itself send a single packet there: not to all, not to nobody."""
+    last = {bounds(a)[1] for i in config.interfaces for a in i.addresses}
+    place = bounds(destination)[0]
+    return 0 < place < 224 << 24 and place not in last
+
+
+def grid(config: Config, end: int) -> Iterator[Packet]:
+    """One packet of every cell: each axis cut at the document's boundaries, the first or last value of each piece."""
+    cuts = axes(config)
+    addresses = [dotted(span[end]) for span in cuts.addresses]
+    for came_by in cuts.interfaces:
+        for source in addresses:
+            for destination in addresses:
+                for protocol, port, kind, code in services(cuts, end):
+                    yield Packet(came_by, source, destination, protocol, 40000, port, kind, code)
