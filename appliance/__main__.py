@@ -44,7 +44,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end)
     gc.collect()
     gc.freeze()  # what was imported lives as long as the agent: the collector need not walk it
-    gc.set_threshold(100_000, 50, 50)  # a document of 10,000 objects is no reason to walk it forty times while it is read
+    gc.set_threshold(
+        100_000, 50, 50
+    )  # a document of 10,000 objects is no reason to walk it forty times while it is read
     log.info("ready", generation=engine.current.number, role=facts.role, name=facts.name)
     server.run()
     return 0

@@ -26,6 +26,8 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
     thinned: set[str] = set()
     touched: dict[tuple[str, str], Touched] = {}
     problems: list[Problem] = []
+    named = (o.object.get("id") if isinstance(o, Put) else o.id for o in operations)
+    wanted = {ident for ident in named if isinstance(ident, str)}
     for number, operation in enumerate(operations):
         path = f"operations[{number}]"
         name = operation.collection
@@ -35,7 +37,7 @@ def apply_operations(config: Model, operations: Sequence[Operation]) -> Applied:
             continue
         if name not in lists:
             lists[name] = list(getattr(config, name))
-            places[name] = {o.id: i for i, o in enumerate(lists[name])}
+            places[name] = {o.id: i for i, o in enumerate(lists[name]) if o.id in wanted}
         try:
             new = validate(models[name], operation.object, f"{path}.object") if isinstance(operation, Put) else None
         except DocumentError as error:

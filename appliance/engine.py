@@ -372,7 +372,7 @@ class Engine:
         """Refuse what is older than what we have, and anything while a confirmation is awaited. Raises Refused."""
         if not (self.awaiting and same and number == self.awaiting.generation.number):
             self._guard_confirmation()
-        last = max(self.current.number, self.store.last())
+        last = self.current.number if same else max(self.current.number, self.store.last())
         if number < last or (number == last and not same):
             words = f"generation {number} is stale; the machine is at {last}: use {last + 1} or higher"
             raise Refused(409, {"error": words, "current": self.current.number})

@@ -28,7 +28,7 @@ from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
 from appliance.plan import Lost, Step
-from appliance.ruleset import UNKNOWN, changed_elements, observed, rule_digest
+from appliance.ruleset import UNKNOWN, observed, rule_digest
 from appliance.settings import Settings
 from appliance.state import (
     Address,
@@ -338,10 +338,8 @@ class LinuxHost:
         if step.whole or not isinstance(before, Ruleset):
             return self._ruleset(wished)
         sets = dict(wished.sets)
-        for name, s in wished.sets.items():
-            was = before.sets.get(name, NftSet(name, s.key))
-            if was is not s:
-                sets[name] = _looked(was, s)
+        for name, (gone, come) in step.elements.items():
+            sets[name] = _looked(wished.sets[name], {*gone, *come})
         chains = wished.chains if before.chains is wished.chains else _looked_chains(before, wished)
         if chains is wished.chains and all(sets[n] is s for n, s in wished.sets.items()):
             return wished
@@ -382,11 +380,10 @@ class LinuxHost:
         return "; ".join(map(str, results)) or "no gateway to ask"
 
 
-def _looked(was: NftSet, wished: NftSet) -> NftSet:
-    """The set with the elements that changed read back, one by one."""
-    gone, come = changed_elements(was, wished)
+def _looked(wished: NftSet, keys: Iterable[str]) -> NftSet:
+    """The set with the elements of these keys read back, one by one."""
     seen = wished.elements
-    for key in {*gone, *come}:
+    for key in keys:
         value = nftelement.set_element(wished, key)
         if value != wished.elements.get(key):
             seen = {k: v for k, v in seen.items() if k != key} | ({} if value is None else {key: value})

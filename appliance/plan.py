@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -67,7 +66,8 @@ Part = Sysctl | Link | Address | Route | Rule | Ruleset | File | Unit | Lost
 class Step:
     """One thing to do: `verb` on the `kind` named `name`. `before` and `after` are the part then and now.
 
-    `text` is the ruleset's nft text; `whole` says that it replaces the table. `owner` is the document's object.
+    `text` is the ruleset's nft text; `whole` says that it replaces the table, else `elements` has the keys that go from
+    each set and that come. `owner` is the document's object.
     """
 
     kind: Kind
@@ -77,6 +77,7 @@ class Step:
     after: Part | None = None
     text: str = ""
     whole: bool = False
+    elements: Mapping[str, tuple[list[str], list[str]]] = field(default_factory=dict)
     owner: str = ""
 
     def __str__(self) -> str:
@@ -96,13 +97,14 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     routes = _pairs(before.routes, after.routes, route_key)
     rules = _pairs(before.rules, after.rules, rule_key)
     files = _pairs(before.files, after.files, lambda p: p.path)
+    ruleset = tuple(_ruleset(before.ruleset, after.ruleset))
     return (
         *_set("sysctl", "set", sysctls),
         *_set("link", "set", links),
         *_set("address", "add", addresses),
         *_set("route", "add", routes),
         *_set("rule", "add", rules),
-        *_ruleset(before.ruleset, after.ruleset),
+        *ruleset,
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
         *_gone("rule", rules),
@@ -110,7 +112,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_gone("address", addresses),
         *_gone("link", links),
         *_gone("file", files),
-        *_flows(before, after, addresses),
+        *_flows(before, after, addresses, ruleset),
     )
 
 
@@ -158,37 +160,29 @@ def _gone(kind: Kind, pairs: Pairs[P]) -> Iterator[Step]:
 
 
 def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
-    if before is after or before == after:
+    if before is after:
         return
-    text = nftext.delta(before, after)
-    if text == "":
-        return
-    whole = text is None
-    name = "the whole table" if text is None else ", ".join(_changed_names(before, after)[:8])
-    owner = "" if text is None else ", ".join(_owners(before, after, text)[:8])
-    yield Step("ruleset", "apply", name, before, after, nftext.whole(after) if text is None else text, whole, owner)
+    delta = nftext.delta(before, after)
+    if delta is None:
+        if before != after:
+            name = "the whole table"
+            yield Step("ruleset", "apply", name, before, after, nftext.whole(after), whole=True)
+    elif delta.text:
+        owner = ", ".join(_owners(before, after, delta)[:8])
+        name = ", ".join(delta.names[:8])
+        yield Step("ruleset", "apply", name, before, after, delta.text, elements=delta.elements, owner=owner)
 
 
-def _owners(before: Ruleset, after: Ruleset, text: str) -> list[str]:
-    """The objects that a delta brings (back), from its text: sets may be long, and a delta is short."""
-    added = [line for line in text.splitlines() if line.startswith("add element ")]
-    owners = [owner for line in added for owner in re.findall(r'comment "([^"]*)"', line)]
-    old = {c.name: c for c in before.chains}
-    for chain in after.chains:
-        was = old.get(chain.name)
-        if was is not chain and was != chain:
-            known = was.rules if was else ()
-            owners += [rule.owner for rule in chain.rules if rule.owner and rule not in known]
-    return list(dict.fromkeys(owners))
-
-
-def _changed_names(before: Ruleset, after: Ruleset) -> list[str]:
-    old = {c.name: c for c in before.chains}
-    new = {c.name: c for c in after.chains}
-    names = [n for n, c in new.items() if old.get(n) is not c and old.get(n) != c]
-    names += [n for n in old if n not in new]
-    names += [n for n, s in after.sets.items() if before.sets.get(n) is not s and before.sets.get(n) != s]
-    return names + [n for n in before.sets if n not in after.sets]
+def _owners(before: Ruleset, after: Ruleset, delta: nftext.Delta) -> list[str]:
+    """The objects that a delta brings (back)."""
+    owners = [after.sets[name].owners.get(key, "") for name, (_, come) in delta.elements.items() for key in come]
+    if before.chains is not after.chains:
+        named = set(delta.names)
+        old = {c.name: set(c.rules) for c in before.chains if c.name in named}
+        for chain in after.chains:
+            if chain.name in named:
+                owners += [rule.owner for rule in chain.rules if rule not in old.get(chain.name, ())]
+    return [owner for owner in dict.fromkeys(owners) if owner]
 
 
 def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str]) -> Iterator[Step]:
@@ -216,36 +210,42 @@ def _started_from(unit: Unit) -> tuple[Any, ...]:
 # --- flows that lose their translation -------------------------------------------------------------------------------
 
 
-def _flows(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Step]:
-    found = tuple(_lost(before, after, addresses))
+def _flows(before: State, after: State, addresses: Pairs[Address], ruleset: tuple[Step, ...]) -> Iterator[Step]:
+    found = (*_at_lost_addresses(after, addresses), *(f for step in ruleset for f in _lost(step, before, after)))
     if found:
         owners = list(dict.fromkeys(f.owner for f in found if f.owner))
         name = f"of {', '.join(owners[:8])}" if owners else f"of {len(found)} translations"
         yield Step("flows", "end", name, Lost(found), None, owner=owners[0] if owners else "")
 
 
-def _lost(before: State, after: State, addresses: Pairs[Address]) -> Iterator[Flows]:
+def _at_lost_addresses(after: State, addresses: Pairs[Address]) -> Iterator[Flows]:
     still = {a.cidr.partition("/")[0] for a in after.addresses} if addresses else set()
     for _, old, new in addresses:
         if old is not None and new is None and (text := old.cidr.partition("/")[0]) not in still:
             yield Flows(address=text, owner=old.owner)
-    if before.ruleset is after.ruleset:
-        return
+
+
+def _lost(step: Step, before: State, after: State) -> Iterator[Flows]:
     for chain in before.ruleset.chains:
         if chain.hook is None or chain.hook.type != "nat" or chain.hook.hook not in ("prerouting", "postrouting"):
             continue
         for rule in chain.rules:
-            yield from _lost_by(rule, before.ruleset, after.ruleset)
+            yield from _lost_by(rule, step, before.ruleset, after.ruleset)
 
 
-def _lost_by(rule: FilterRule, before: Ruleset, after: Ruleset) -> Iterator[Flows]:
+def _lost_by(rule: FilterRule, step: Step, before: Ruleset, after: Ruleset) -> Iterator[Flows]:
     """The flows of the elements that a nat rule's map had and has no more."""
     statement = rule.statement
     name = getattr(statement, "map", "")
     old, new = before.sets.get(name), after.sets.get(name)
     if old is None or old is new:
         return
-    gone = nftext.changed_elements(old, new)[0] if new is not None else list(old.elements)
+    if new is None:
+        gone = list(old.elements)
+    elif step.whole:
+        gone = nftext.changed_elements(old, new)[0]
+    else:
+        gone = step.elements.get(name, ([], []))[0]
     fields: tuple[str, ...] = getattr(statement, "fields", ())
     for key in gone:
         owner = old.owners.get(key, "")

@@ -117,17 +117,26 @@ def changed_elements(before: NftSet, after: NftSet) -> tuple[list[str], list[str
     old, new = before.elements, after.elements
     if old is new:
         return [], []
-    gone = [k for k, v in old.items() if k not in new or new[k] != v]
-    come = [k for k, v in new.items() if k not in old or old[k] != v]
-    return gone, come
+    was, now = old.get, new.get  # no value is ever None: one look-up tells both absence and change
+    return [k for k, v in old.items() if now(k) != v], [k for k, v in new.items() if was(k) != v]
 
 
 def same_spec(a: NftSet, b: NftSet) -> bool:
     return a.key == b.key and a.value == b.value and a.interval == b.interval
 
 
-def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
-    """The text that turns `before` into `after`, or None where replacing the whole table is the better way.
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What turns one Ruleset into another: nft's `text`, the `names` of the chains and sets it changes, and of each
+    changed set the keys that go and that come (found once: every further look costs a walk through the set)."""
+
+    text: str
+    names: tuple[str, ...]
+    elements: Mapping[str, tuple[list[str], list[str]]]
+
+
+def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
+    """What turns `before` into `after`, or None where replacing the whole table is the better way.
 
     That is: where a hook or a set's type changes, or more than `most` elements and rules would be named. Order inside
     the one transaction: what is referred to is made first and removed last.
@@ -141,11 +150,14 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
     born: list[str] = []
     filled: list[str] = []
     dead: list[str] = []
+    names: list[str] = []
+    changed: dict[str, tuple[list[str], list[str]]] = {}
     cost = 0
     for name, chain in new_chains.items():
         old = old_chains.get(name)
         if old is chain or old == chain:
             continue
+        names.append(name)
         if old is None:
             born.append(f"add chain {TABLE} {name}" + (f" {{ {_hook(chain.hook)} }}" if chain.hook else ""))
         elif old.hook != chain.hook:
@@ -168,6 +180,10 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
             gone, come = list[str](), list(s.elements)
         else:
             gone, come = changed_elements(old_set, s)
+            if not gone and not come:
+                continue
+        names.append(name)
+        changed[name] = gone, come
         cost += len(gone) + len(come)
         if gone:
             elements_out.append(f"delete element {TABLE} {name} {{ {', '.join(gone)} }}")
@@ -183,7 +199,8 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> str | None:
     emptied = [f"flush chain {TABLE} {name}" for name in gone_chains]
     removed = [f"delete chain {TABLE} {name}" for name in gone_chains]
     lines = [*born, *elements_out, *filled, *elements_in, *emptied, *dead, *removed]
-    return "\n".join([*lines, ""]) if lines else ""
+    names += [*gone_chains, *(name for name in before.sets if name not in after.sets)]
+    return Delta("\n".join([*lines, ""]) if lines else "", tuple(names), changed)
 
 
 # --- reading back ----------------------------------------------------------------------------------------------------

@@ -196,7 +196,8 @@ def _summary(kind: str, steps: list[Mapping[str, Any]]) -> str:
     by_verb: dict[str, list[str]] = {}
     for step in steps:
         if step["kind"] == kind:
-            by_verb.setdefault(step["verb"], []).append(step["name"])
+            owner = f" ({step['owner']})" if step["owner"] and step["owner"] not in step["name"] else ""
+            by_verb.setdefault(step["verb"], []).append(step["name"] + owner)
     told = []
     for verb, names in by_verb.items():
         more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""

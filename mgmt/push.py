@@ -130,13 +130,13 @@ class _Over(http.client.HTTPConnection):
 
     def __init__(self, sock: Any) -> None:
         super().__init__("narthex", timeout=ANSWER_SECONDS)
-        self.sock = sock
+        self.sock = self.far = sock  # http.client forgets `sock` when it finds it closed
         self.auto_open = 0
 
     @property
     def is_dead(self) -> bool:
         """The far side has closed a channel that was kept: known before anything is sent."""
-        channel = self.sock
+        channel = self.far
         if not isinstance(channel, paramiko.Channel):
             return False
         return bool(channel.closed or channel.eof_received or not channel.get_transport().is_active())
@@ -144,7 +144,7 @@ class _Over(http.client.HTTPConnection):
     @property
     def last_words(self) -> str:
         """What the far side's program said on stderr: why there is no agent."""
-        channel = self.sock
+        channel = self.far
         if not isinstance(channel, paramiko.Channel):
             return ""
         channel.settimeout(0.2)

@@ -19,12 +19,14 @@ from router.firewall import compile_firewall, revise_firewall
 from router.links import compile_links
 from router.nat import compile_nat, revise_forwards, revise_static_nats
 from router.routing import compile_routing
+from router.senders import compile_senders
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
 _LOCAL = frozenset({"forwards", "static_nats", "firewall", "hosts"})
 _PARTS = (
     compile_links,
     compile_routing,
+    compile_senders,
     compile_firewall,
     compile_egress,
     compile_nat,

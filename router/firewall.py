@@ -1,6 +1,6 @@
 """The packet filter: what may come in to a public address, what the router answers itself, what it passes on.
 
-    ingress    prerouting mangle: the mark of the flow's uplink, then the firewall of the public address
+    ingress    prerouting mangle: senders.py, the mark of the flow's uplink, the firewall of the public address
     input      what is for the router itself (README.md, 8)
     forward    translated packets, and guests outwards (egress.py)
     reroute    output: the router's own packets take their flow's uplink
@@ -104,6 +104,7 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
         FilterRule((), take_mark, "a flow's packets take its uplink"),
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow", counter=True),
+        FilterRule((), Verdict("jump", "senders"), "is it from where it says"),
         FilterRule((), SetMark("ct mark", fields=("iifname",), map="m_uplink"), "answers leave as questions came"),
         FilterRule((from_guest,), SetMark("ct mark", fields=("ip saddr",), map="m_uplink_net"), "a network's uplink"),
         FilterRule(

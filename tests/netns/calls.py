@@ -1,0 +1,340 @@
+"""Calls: packets that machines send, and what comes back. Many at once, so that a silence costs one wait for all.
+
+`heard` sends and collects; `met` says who answered each; `silent` says that nobody did. A refusal (a TCP reset, an
+ICMP error) is an answer too: by "refused" or "unreachable".
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from errno import ECONNREFUSED, EHOSTUNREACH, EMSGSIZE, ENETUNREACH
+from typing import Protocol
+
+from mgmt.hosts.namespace import Ground
+from tests.netns.machines import Services, head_of
+
+PATIENCE_S = 6.0  # for what must come, on a busy machine
+SILENCE_S = 0.5  # for what must not
+_LINE = 512
+_idents = itertools.count(0x1001)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`by` asks `to`. `protocol` tcp, udp, icmp or a number; `source` of its addresses; `link` it must go and come by.
+
+    `icmp` is type and code.
+    """
+
+    by: Ground
+    to: str
+    port: int = 0
+    protocol: str | int = "tcp"
+    source: str = ""
+    link: str = ""
+    icmp: tuple[int, int] = (8, 0)
+
+    def __str__(self) -> str:
+        name = getattr(self.by, "label", "the router")
+        what = f"{self.protocol} {self.icmp}" if self.protocol == "icmp" else f"{self.protocol} {self.port or ''}"
+        return f"{name} ({self.source or 'any'}, {self.link or 'any link'}) -> {self.to} {what.strip()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Who answered, the source address that it saw, and the link it saw it on (TCP and UDP)."""
+
+    name: str
+    seen: str = ""
+    link: str = ""
+
+
+def tcp(by: Ground, to: str, port: int, source: str = "", link: str = "") -> Call:
+    return Call(by, to, port, "tcp", source, link)
+
+
+def udp(by: Ground, to: str, port: int, source: str = "", link: str = "") -> Call:
+    return Call(by, to, port, "udp", source, link)
+
+
+def both(by: Ground, to: str, port: int, source: str = "", link: str = "") -> tuple[Call, Call]:
+    """TCP and UDP."""
+    return tcp(by, to, port, source, link), udp(by, to, port, source, link)
+
+
+def echo(by: Ground, to: str, source: str = "", link: str = "", icmp: tuple[int, int] = (8, 0)) -> Call:
+    return Call(by, to, 0, "icmp", source, link, icmp)
+
+
+def raw(by: Ground, to: str, number: int, source: str = "") -> Call:
+    return Call(by, to, 0, number, source)
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+class _Question(Protocol):
+    socket: socket.socket
+
+    def read(self) -> Reply | None: ...
+
+
+def heard(services: Services, calls: Sequence[Call], seconds: float) -> list[Reply | None]:
+    """The reply to each call, None where none came within `seconds`."""
+    questions: list[_Question | Reply | None] = [_asked(services, call) for call in calls]
+    replies: list[Reply | None] = [q if isinstance(q, Reply) else None for q in questions]
+    waiting = {q.socket.fileno(): (n, q) for n, q in enumerate(questions) if q and not isinstance(q, Reply)}
+    poll = select.poll()
+    for number in waiting:
+        poll.register(number, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    try:
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for number, _ in poll.poll(left * 1000):
+                place, question = waiting[number]
+                if reply := _read(question):
+                    replies[place] = reply
+                    poll.unregister(number)
+                    del waiting[number]
+                    question.socket.close()
+    finally:
+        for _, question in waiting.values():
+            question.socket.close()
+    return replies
+
+
+def met(services: Services, calls: Sequence[Call]) -> list[Reply]:
+    """The replies to all calls; each must come."""
+    replies = heard(services, calls, PATIENCE_S)
+    missing = [str(call) for call, reply in zip(calls, replies, strict=True) if reply is None]
+    assert not missing, f"not answered: {missing}"
+    return [reply for reply in replies if reply]
+
+
+def silent(services: Services, calls: Sequence[Call]) -> None:
+    """Nothing comes back, neither an answer nor a refusal."""
+    replies = heard(services, calls, SILENCE_S)
+    found = [f"{call}: {reply}" for call, reply in zip(calls, replies, strict=True) if reply]
+    assert not found, f"answered, and should not be: {found}"
+
+
+def _asked(services: Services, call: Call) -> _Question | Reply | None:
+    kinds = {"tcp": _Stream, "udp": _Datagram, "icmp": _Echo}
+    try:
+        if isinstance(call.protocol, int):
+            return _Raw(call)
+        return _Echo(call, services) if call.protocol == "icmp" else kinds[call.protocol](call)  # type: ignore[call-arg]
+    except OSError as error:
+        if error.errno in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH):
+            return Reply("unreachable")
+        raise
+
+
+def _read(question: _Question) -> Reply | None:
+    try:
+        return question.read()
+    except BlockingIOError:
+        return None
+    except ConnectionError:
+        return Reply("refused")
+    except OSError as error:
+        assert error.errno in (EHOSTUNREACH, ENETUNREACH, EMSGSIZE), error
+        return Reply("unreachable")
+
+
+def opened(call: Call, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket for a call where it is made, bound as it says; not blocking."""
+    with call.by.entered():
+        made = socket.socket(socket.AF_INET, kind, protocol)
+    try:
+        made.setblocking(False)
+        if call.link:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, call.link.encode())
+        if call.source:
+            made.bind((call.source, 0))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _greeting(data: bytes) -> Reply | None:
+    return Reply(*data.decode().split()) if data.endswith(b"\n") else None
+
+
+class _Stream:
+    def __init__(self, call: Call) -> None:
+        self.socket = opened(call, socket.SOCK_STREAM)
+        error = self.socket.connect_ex((call.to, call.port))
+        if error in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH):
+            self.socket.close()
+            raise OSError(error, "")
+
+    def read(self) -> Reply | None:
+        data = self.socket.recv(_LINE)
+        if not data:
+            raise ConnectionError
+        return _greeting(data)
+
+
+class _Datagram:
+    def __init__(self, call: Call) -> None:
+        self.socket = opened(call, socket.SOCK_DGRAM)
+        self.socket.connect((call.to, call.port))
+        self.socket.send(b"?%d" % next(_idents))
+
+    def read(self) -> Reply | None:
+        return _greeting(self.socket.recv(_LINE))
+
+
+class _Raw:
+    def __init__(self, call: Call) -> None:
+        assert isinstance(call.protocol, int)
+        self.socket = opened(call, socket.SOCK_RAW, call.protocol)
+        self.head = head_of(call.protocol)
+        self.token = b"%d" % next(_idents)
+        self.socket.sendto(self.head + b"?" + self.token, (call.to, 0))
+
+    def read(self) -> Reply | None:
+        packet = self.socket.recv(_LINE)[20 + len(self.head) :]
+        found = packet.startswith(b"!" + self.token + b" ")
+        return _greeting(packet.partition(b" ")[2]) if found else None
+
+
+class _Echo:
+    """Any ICMP question: its answer has the type that belongs to it, and its identifier."""
+
+    _ANSWERS = {8: 0, 13: 14}
+
+    def __init__(self, call: Call, services: Services) -> None:
+        self.ident, self.services = next(_idents) & 0xFFFF, services
+        kind, code = call.icmp
+        self.answer = self._ANSWERS[kind]
+        body = struct.pack("!HH12s", self.ident, 1, b"narthex test")
+        summed = checksum(struct.pack("!BBH", kind, code, 0) + body)
+        self.socket = opened(call, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self.socket.sendto(struct.pack("!BBH", kind, code, summed) + body, (call.to, 0))
+
+    def read(self) -> Reply | None:
+        packet = self.socket.recv(_LINE)
+        kind, ident = packet[20], struct.unpack_from("!H", packet, 24)[0]
+        if kind == 3 and struct.unpack_from("!H", packet, 52)[0] == self.ident:
+            return Reply("unreachable")
+        if (kind, ident) != (self.answer, self.ident):
+            return None
+        name, seen = self.services.who_was_asked(self.ident)
+        return Reply(name or "router", seen)
+
+
+def checksum(data: bytes) -> int:
+    """The internet checksum (RFC 1071)."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+# --- live flows -------------------------------------------------------------------------------------------------------
+
+
+class Flow:
+    """A TCP connection, or a UDP exchange, that stays open: `name` and `seen` are of its greeting."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        kind = socket.SOCK_STREAM if call.protocol == "tcp" else socket.SOCK_DGRAM
+        self.socket = opened(call, kind)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.connect((call.to, call.port))
+        if kind == socket.SOCK_DGRAM:
+            self.socket.send(b"?%d" % next(_idents))
+        else:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reply = _greeting(self.socket.recv(_LINE))
+        assert reply, f"{call}: no greeting"
+        self.name, self.seen = reply.name, reply.seen
+
+    def goes_on(self, seconds: float = PATIENCE_S) -> bool:
+        """Whether what is sent comes back. An ended flow is reset, or gives nothing."""
+        said = b"%d\n" % next(_idents)
+        self.socket.settimeout(seconds)
+        try:
+            self.socket.send(said)
+            found = b""
+            while len(found) < len(said):
+                some = self.socket.recv(_LINE)
+                if not some:
+                    return False
+                found += some
+        except (TimeoutError, OSError):
+            return False
+        return found == said
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Stream:
+    """A live flow that sends `rate` times a second, on a thread. `lost()` ends it and tells what did not come back."""
+
+    def __init__(self, call: Call, rate: int = 1000) -> None:
+        self.flow = Flow(call)
+        self.is_tcp = call.protocol == "tcp"
+        self.sent = self.got = 0
+        self._pause = 1.0 / rate
+        self._ends = threading.Event()
+        self.flow.socket.settimeout(0.05)
+        self.flow.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: nothing is lost for want of room
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._sender.start()
+        self._reader.start()
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        while not self._ends.is_set():
+            self.flow.socket.send(b"%07d\n" % self.sent)
+            self.sent += 1
+            due += self._pause
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _read(self) -> None:
+        quiet_since = time.monotonic()
+        while not (self._ends.is_set() and (self._is_done() or time.monotonic() - quiet_since > PATIENCE_S / 2)):
+            try:
+                self.got += len(self.flow.socket.recv(65536)) // 8 if self.is_tcp else bool(self.flow.socket.recv(_LINE))
+                quiet_since = time.monotonic()
+            except TimeoutError:
+                continue
+
+    def _is_done(self) -> bool:
+        return not self._sender.is_alive() and self.got >= self.sent
+
+    def wait(self, more: int) -> None:
+        """Until so many more have come back."""
+        wanted, deadline = self.got + more, time.monotonic() + PATIENCE_S
+        while self.got < wanted:
+            assert time.monotonic() < deadline, f"the stream {self.flow.call} stands still"
+            time.sleep(0.005)
+
+    def lost(self) -> int:
+        """End it. UDP: datagrams that did not come back. TCP: segments that had to be sent again, and were needed."""
+        self._ends.set()
+        self._sender.join()
+        self._reader.join()
+        info = self.flow.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256) if self.is_tcp else b""
+        self.flow.close()
+        missing = self.sent - self.got
+        if not self.is_tcp:
+            return missing
+        # struct tcp_info of linux/tcp.h: a retransmission that was not needed comes back as a DSACK
+        resent, needless = struct.unpack_from("=I", info, 100)[0], struct.unpack_from("=I", info, 216)[0]
+        return missing + max(0, resent - needless)
