@@ -7,7 +7,7 @@ import gc
 
 
 def give_back() -> None:
-    """Collect what is dead and return free pages to the kernel (malloc_trim(3)); nothing where the libc has no such call."""
+    """Collect what is dead and return free pages to the kernel (malloc_trim(3)), where the libc can."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""The nft tool: check and apply. Its text is made in ruleset.py; what the kernel has is read in nftlist.py and nftelement.py.
+"""The nft tool: check and apply. Its text is made in ruleset.py; what the kernel has is read in nftlist.py.
 
 One process per call: see docs/design.md 6 for why it is the tool and not the library.
 """

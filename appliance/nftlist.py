@@ -1,7 +1,7 @@
 """Our table read back whole, straight from the kernel: hooks, the rules' comments, elements; and its fingerprint.
 
-`nft -j list` costs 110 ms for 1,000 of each object and its JSON as much memory again; four dumps over a socket that is kept
-cost a tenth, and start nothing. Layouts: include/uapi/linux/netfilter/nf_tables.h; numbers in attributes big-endian.
+`nft -j list` costs 110 ms for 1,000 of each object and its JSON as much memory again; four dumps over a socket that is
+kept cost a tenth, and start nothing. Layouts: include/uapi/linux/netfilter/nf_tables.h; numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _OURS = TABLE.encode() + b"\0"
 def listing(wished: Ruleset) -> tuple[Listing, str] | None:
     """(the table, the fingerprint of its rules), or None where there is no such table. Raises wire.NetlinkError.
 
-    The fingerprint is a digest of the rules as the kernel holds them, without handles, counters and elements: it sees an
-    edit that keeps a rule's comment. `wished` gives the types of sets, of which the kernel knows only the sizes.
+    The fingerprint is a digest of the rules as the kernel holds them, without handles, counters and elements: it sees
+    an edit that keeps a rule's comment. `wished` gives the types of sets, of which the kernel knows only the sizes.
     """
     try:
         chains = _chains()

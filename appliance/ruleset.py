@@ -141,8 +141,9 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
     That is: where a hook or a set's type changes, or more than `most` elements and rules would be named. Order inside
     the one transaction: what is referred to is made first and removed last.
     """
-    old_chains = {c.name: c for c in before.chains}
-    new_chains = {c.name: c for c in after.chains}
+    is_same = before.chains is after.chains
+    old_chains = {} if is_same else {c.name: c for c in before.chains}
+    new_chains = {} if is_same else {c.name: c for c in after.chains}
     if before.sets is not after.sets:
         for name, s in after.sets.items():
             if name in before.sets and not same_spec(before.sets[name], s):
@@ -193,7 +194,7 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
         if name not in after.sets:
             dead.append(f"delete {'map' if before.sets[name].value else 'set'} {TABLE} {name}")
             cost += len(before.sets[name].elements)
-    if cost > most or not old_chains:
+    if cost > most or not before.chains:
         return None
     # What goes must not be referred to: rules of dead chains name sets, elements of dead maps name chains.
     emptied = [f"flush chain {TABLE} {name}" for name in gone_chains]

@@ -62,7 +62,7 @@ class Watch(threading.Thread):
             give_back()
 
     def _look_for_legacy(self) -> None:
-        """Rules that drop packets and stand in no nft listing: reported by health, never removed, for they aren't ours."""
+        """Rules that drop packets and stand in no nft listing: health tells of them; they aren't ours to remove."""
         found = self.engine.host.legacy()
         if found != self.engine.legacy:
             self.log.warning("legacy", rules=found)

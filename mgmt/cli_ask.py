@@ -140,7 +140,7 @@ def trace(appliance: Appliance, as_json: bool, interface: str | None, **fields: 
         return print_json(told)
     rows = [(s["chain"], s["did"], s["rule"], s["element"], (s["owner"], NAME)) for s in told["steps"]]
     print_table(("chain", "what", "rule", "element", "object"), rows)
-    _print_outcome(told["outcome"])
+    _print_outcome(told.get("outcome", told))
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:

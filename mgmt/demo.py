@@ -20,10 +20,9 @@ from mgmt.demo_story import Step, Story
 from mgmt.terminal import BAD, GOOD, NAME, QUIET, console, milliseconds, print_json
 
 INTENT = """\
-A router in a cell, three guests and an outside host, all of them namespaces of this machine, with real
-daemons and real packets. Nothing else of the machine is touched, and all of it is gone at the end.
+A router in a cell, three guests and an outside host, each in namespaces of this machine: real
+daemons, real packets. Nothing else of the machine is touched; all of it is gone at the end.
 """
-WORDS_WIDTH = 92
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Teller:
         """Take the step and tell how it went. What it raises is its outcome; an interrupt goes through."""
         started = time.monotonic()
         if self._out is not None and self._out.is_terminal:
-            self._out.print(Text.assemble("   ..  ", (step.doing, QUIET)), end="\r", soft_wrap=True)
+            self._out.print(Text.assemble("  .. ", " " * 9, "  ", (step.doing, QUIET)), end="\r", soft_wrap=True)
         try:
             words, ok = step.deed(), True
         except Exception as error:
@@ -60,9 +59,8 @@ class Teller:
         return outcome
 
     def tell(self, outcome: Outcome) -> None:
-        mark = ("  ok   ", GOOD) if outcome.ok else ("  NOT  ", BAD)
-        took = milliseconds(outcome.milliseconds).rjust(10)
-        self.say(mark, outcome.words.ljust(WORDS_WIDTH), (took, QUIET))
+        mark = ("  ok ", GOOD) if outcome.ok else (" NOT ", BAD)
+        self.say(mark, (milliseconds(outcome.milliseconds).rjust(9), QUIET), "  ", outcome.words)
 
 
 def _first_line(error: Exception) -> str:
@@ -136,7 +134,7 @@ def demo(as_json: bool, keep: bool) -> None:
     else:
         teller.say()
         words = ("Everything was so", GOOD) if ok else ("Not everything was so", BAD)
-        teller.say(words, f", in {seconds:.1f} s. Read on: README.md; try: ./narthex demo --keep")
+        teller.say(words, f", in {seconds:.1f} s. To look around in it: ./narthex demo --keep")
     sys.exit(0 if ok else 1)
 
 

@@ -88,7 +88,7 @@ class Story:
             expect(answer.status == 200, f"push: {answer.status} {json.dumps(answer.body)[:500]}")
         self.generation = int(self.stage.document["generation"])
         steps = answer.body["steps"]
-        return f"docs/examples/router.json pushed: {steps} steps, verified in the kernel, confirmed anew"
+        return f"docs/examples/router.json pushed: {steps} steps, verified in the kernel, confirmed"
 
     def take_leases(self) -> str:
         with ThreadPoolExecutor() as pool:
@@ -144,7 +144,7 @@ class Story:
                     raise NotSo(f"an answer came from {one.result().name}, where none should")
                 except NoAnswer:
                     pass
-        return "dropped: a closed port, a stranger's source, a guest's own address, a guest's mail past mail"
+        return "dropped: a closed port, a stranger's ssh, a guest's own address, mail past the mail host"
 
     # --- changes
 
@@ -178,7 +178,7 @@ class Story:
         expect(record["status"] == "undone", f"generation {self.generation} is {record['status']}")
         expect("not confirmed" in record["why"], record["why"])
         met(self.stage.outside.ask(WEB_ADDRESS, 80, source=OUTSIDE), "web")
-        return f"a push that cut the manager off: unconfirmed, undone by itself, back after {away:.1f} s"
+        return f"a push that cut the manager off: not confirmed, undone by itself after {away:.1f} s"
 
     def _wait_for_return(self, pushed: Future[Answer]) -> float:
         """The seconds that nobody could connect. It must have been so, and end."""
@@ -202,7 +202,7 @@ class Story:
         place = "config.forwards[web-http].target"
         expect(problem["path"] == place, f"the place told is {problem['path']}")
         met(self.stage.outside.ask(WEB_ADDRESS, 80, source=OUTSIDE), "web")
-        return f"a document with an error: refused, untouched, at {place}"
+        return f"a document with an error: refused at {place}, nothing touched"
 
     def damage_rules(self) -> str:
         before = len(self.appliance.state().body["drift"])

@@ -1,1 +1,1 @@
-"""The router role: a pure function from a document to a State (compile.py), its meaning (oracle.py) and its walk (trace.py)."""
+"""The router role: from a document to a State (compile.py), its meaning (oracle.py), its walk (trace.py). Pure."""

@@ -50,7 +50,7 @@ class Fib:
         self._settings = {s.key: s.value for s in state.sysctls}
         self._rules = sorted((r for r in (*state.rules, *_KERNELS_OWN) if r.family == 4), key=lambda r: r.priority)
         down = {link.name for link in state.links if not link.up}
-        self._tables: dict[int, list[_Entry]] = {LOCAL: [_entry(0, *_LOOPBACK_ROUTE)]}
+        self._tables: dict[int, list[_Entry]] = {LOCAL: [entry for _, entry in _of_address(_LO)]}
         for address in state.addresses:
             if not is_v6(address.cidr) and address.link not in down:
                 for table, entry in _of_address(address):
@@ -104,7 +104,7 @@ class Fib:
         back = self.look(source, 0)
         if back.kind in ("local", "broadcast"):
             return f"its source is a {back.kind} address of the router"
-        demand = max(int(self._setting(f"conf.{where}.rp_filter", "0")) for where in ("all", link))
+        demand = max(int(self._setting(f"conf.{where}.rp_filter", "0")) for where in ("all", link.replace(".", "/")))
         if demand and (back.kind == "nowhere" or (demand == 1 and back.link != link)):
             return "the way back to its source does not lead there (rp_filter)"
         return ""
@@ -117,7 +117,7 @@ class Fib:
         return self._settings.get(f"net.ipv4.{key}", unset)
 
 
-_LOOPBACK_ROUTE = ("127.0.0.0/8", Way("local", "lo", destination="127.0.0.0/8"))
+_LO = Address("lo", "127.0.0.1/8", connected=False)  # the kernel's own, when lo goes up
 
 
 def _selects(rule: Rule, source: int, mark: int) -> bool:
@@ -138,7 +138,8 @@ def _of_address(address: Address) -> Iterator[tuple[int, _Entry]]:
     """What an address puts into the tables."""
     own, _, length = address.cidr.partition("/")
     first, last = bounds(address.cidr)
-    yield LOCAL, _entry(0, own, Way("local", "lo", source=own, owner=address.owner, destination=own))
+    mine = subnet(address.cidr) if address.link == "lo" else own  # at lo the whole subnet is ours
+    yield LOCAL, _entry(0, mine, Way("local", "lo", source=own, owner=address.owner, destination=mine))
     if int(length) < 31:
         yield LOCAL, (32, 0, last, last, Way("broadcast", address.link, source=own, owner=address.owner))
     if address.connected and int(length) < 32:

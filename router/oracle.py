@@ -29,6 +29,8 @@ from router.packet import NUMBERS, Outcome, Packet, Verdict
 # flow: an error or an answer belongs to the flow it is about, and without one it belongs to nothing.
 QUESTIONS = frozenset({8, 13, 15, 17})
 EVERYONE = "255.255.255.255"
+ALL_HOSTS = "224.0.0.1"  # the one group that every machine is in (RFC 1112)
+NOBODYS = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")  # no source, and nowhere to send on to
 
 
 def verdict(config: Config, packet: Packet) -> Outcome:
@@ -57,19 +59,19 @@ def starts_a_flow(packet: Packet) -> bool:
 def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
     """Why no honest sender can have sent this in by that interface, "" where one can."""
     source = packet.source
-    if any(contains(nobody, source) for nobody in ("127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")):
+    if source == "0.0.0.0" and packet.destination == EVERYONE:
+        return ""
+    if is_among(source, NOBODYS):
         return f"{source} is nobody's address"
-    if source == "0.0.0.0":
-        return "" if packet.destination == EVERYONE else "only who asks everyone has no address yet"
     if holder_of(config, source):
         return f"{source} is the router's own address"
     if is_broadcast(config.interfaces, source):
         return f"{source} is a broadcast address"
-    if came_by.use == "guest":
-        if not network_of(config, came_by, source):
-            return f"{source} is in no network of {came_by.id}"
-    elif (home := inner_home_of(config, source)) and home is not came_by:
+    home = inner_home_of(config, source)
+    if home is not None and home is not came_by:
         return f"{source} lives behind {home.id}"
+    if came_by.use == "guest" and home is None:
+        return f"{source} is a stranger among the guests of {came_by.id}"
     return ""
 
 
@@ -128,8 +130,8 @@ def translated(
     source, why = packet.source, f"translated to {by.target}"
     if came_by is out:
         source, why = first_address(out), f"{why}, and back by the interface it came in by"
-    elif out.use == "public" and came_by is not None and came_by.use == "guest":
-        source, _ = sent_from(config, packet, came_by, out)
+    else:
+        source, _ = sent_from(config, packet, out)
     return forwarded(packet, out, source, by.target, port, why, *let_in, by.id)
 
 
@@ -140,12 +142,13 @@ def from_router(config: Config, packet: Packet) -> Outcome:
     """Its own packets are translated as anyone's are, and go where they want."""
     if starts_a_flow(packet) and (translation := translation_of(config, packet)):
         return translated(config, packet, translation, None)
-    if contains("127.0.0.0/8", packet.destination) or holder_of(config, packet.destination):
+    if holder_of(config, packet.destination) or contains("127.0.0.0/8", packet.destination):
         return local(packet, "from the router to itself")
     out = way_out(config, packet.destination, uplink_of(config, packet, None))
     if out is None:
         return dropped(packet, f"there is no way to {packet.destination}")
-    return forwarded(packet, out, packet.source, packet.destination, packet.destination_port, "the router's own")
+    source, by = sent_from(config, packet, out)
+    return forwarded(packet, out, source, packet.destination, packet.destination_port, "the router's own", *by)
 
 
 # --- rules 6, 7: onwards ---
@@ -163,7 +166,7 @@ def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     judges = (network.id, exception.id) if exception else (network.id,)
     if (network.egress.default == "allow") == (exception is not None):
         return dropped(packet, f"the egress of {network.id} forbids it", *judges)
-    source, by = sent_from(config, packet, came_by, out)
+    source, by = sent_from(config, packet, out)
     why = f"the egress of {network.id} allows it"
     return forwarded(packet, out, source, packet.destination, packet.destination_port, why, *judges, *by)
 
@@ -177,9 +180,9 @@ def is_exception(rule: EgressRule, network: Network, packet: Packet) -> bool:
     )
 
 
-def sent_from(config: Config, packet: Packet, came_by: Interface, out: Interface) -> tuple[str, tuple[str, ...]]:
-    """The source with which a guest's packet leaves, and the object that says so."""
-    network = network_of(config, came_by, packet.source)
+def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tuple[str, ...]]:
+    """The source with which a packet leaves, and the object that says so. What is from no network keeps its own."""
+    network = next((n for n in config.networks if contains(n.cidr, packet.source)), None)
     if out.use != "public" or network is None:
         return packet.source, ()
     if own := static_nat_of(config, packet.source):
@@ -196,22 +199,34 @@ def sent_from(config: Config, packet: Packet, came_by: Interface, out: Interface
 
 def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     """To the router itself, by an address that isn't public: what each side may ask of it."""
-    to_itself = packet.destination in addresses(came_by)
-    to_all = packet.destination == EVERYONE or is_broadcast((came_by,), packet.destination)
     echo = packet.number == 1 and packet.icmp_type == 8
-    if came_by.use == "control" and to_itself and (echo or is_to_port(packet, "tcp", 3922)):
+    if came_by.use == "control" and (echo or is_to_port(packet, "tcp", 3922)):
         return local(packet, "the manager's way in", came_by.id)
-    if came_by.use == "private" and to_itself and echo:
-        return local(packet, "a private interface answers echo", came_by.id)
-    if came_by.use == "guest" and (to_itself or to_all):
-        if echo:
-            return local(packet, "a guest interface answers echo", came_by.id)
+    if came_by.use in ("guest", "private") and echo and packet.destination in addresses(came_by):
+        return local(packet, "its own address answers echo", came_by.id)
+    if came_by.use == "guest":
         for network in networks_on(config, came_by):
-            if network.dhcp.enabled and is_to_port(packet, "udp", 67):
-                return local(packet, "DHCP", network.id)
-            if network.dns and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
-                return local(packet, "DNS", network.id)
+            if (service := service_of(packet, network)) and is_asked(packet, network, came_by):
+                return local(packet, service, network.id)
     return dropped(packet, f"the router offers no such thing to {came_by.id}", came_by.id)
+
+
+def is_asked(packet: Packet, network: Network, interface: Interface) -> bool:
+    """Is it sent to the router's address in this network, or to everyone there?"""
+    if packet.destination == EVERYONE or number(packet.destination) == bounds(network.cidr)[1]:
+        return True
+    return packet.destination in addresses(interface) and contains(network.cidr, packet.destination)
+
+
+def service_of(packet: Packet, network: Network) -> str:
+    """What a packet asks of a network's services, "" where the network has no such service."""
+    if packet.number == 1 and packet.icmp_type == 8:
+        return "echo"
+    if network.dhcp.enabled and is_to_port(packet, "udp", 67):
+        return "DHCP"
+    if network.dns and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
+        return "DNS"
+    return ""
 
 
 def is_to_port(packet: Packet, protocol: str, port: int) -> bool:
@@ -238,6 +253,8 @@ def uplink_of(config: Config, packet: Packet, came_by: Interface | None) -> Inte
 
 def way_out(config: Config, destination: str, uplink: Interface | None) -> Interface | None:
     """The interface by which a packet leaves: guests, private networks and static routes first, then its uplink."""
+    if is_among(destination, NOBODYS):
+        return None
     ways = [(subnet(a), i) for i in config.interfaces if i.use != "public" for a in i.addresses]
     ways += [(r.destination, i) for r in config.routes if (i := neighbour_of(config, r.via))]
     if inner := narrowest(ways, destination):
@@ -281,12 +298,10 @@ def is_connected(interface: Interface, address: str) -> bool:
 
 
 def is_for_us(config: Config, destination: str) -> bool:
-    """Is it the router's, alone or among others? Loopback addresses are nobody's on a wire: they too end here."""
-    return (
-        holder_of(config, destination) is not None
-        or is_broadcast(config.interfaces, destination)
-        or any(contains(c, destination) for c in ("224.0.0.0/4", "127.0.0.0/8", f"{EVERYONE}/32", "0.0.0.0/32"))
-    )
+    """Is it the router's, alone or among others?"""
+    if holder_of(config, destination) or is_broadcast(config.interfaces, destination):
+        return True
+    return destination in (EVERYONE, ALL_HOSTS)
 
 
 def is_broadcast(interfaces: tuple[Interface, ...], address: str) -> bool:

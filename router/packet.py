@@ -25,7 +25,7 @@ class Packet:
     in_interface: str
     source: str
     destination: str
-    protocol: Literal["tcp", "udp", "icmp"] | int
+    protocol: str | int
     source_port: int = 40000
     destination_port: int = 0
     icmp_type: int = 8

@@ -30,9 +30,7 @@ def main(argv: Sequence[str]) -> int:
         outcome = run_tier(tier, for_pytest)
         outcomes.append(outcome)
         skipped = f", {outcome.skipped} skipped" if outcome.skipped else ""
-        print(
-            f"-- {tier}: {outcome.passed} passed, {outcome.failed} failed{skipped}, {outcome.seconds:.1f} s"
-        )
+        print(f"-- {tier}: {outcome.passed} passed, {outcome.failed} failed{skipped}, {outcome.seconds:.1f} s")
 
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)

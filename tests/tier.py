@@ -53,9 +53,7 @@ def run_group(command: Sequence[str], env: Mapping[str, str]) -> int:
     """
     with (
         termination_as_interrupt(),
-        subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, start_new_session=True
-        ) as process,
+        subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, start_new_session=True) as process,
     ):
         try:
             return process.wait()

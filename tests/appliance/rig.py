@@ -62,9 +62,7 @@ class Rig:
     def start(self) -> None:
         self.store = Store(self.folder)
         self.metrics = Metrics()
-        self.engine = Engine(
-            cast(Role, self.role), self.host, self.store, self.settings, Log(self.log), self.metrics
-        )
+        self.engine = Engine(cast(Role, self.role), self.host, self.store, self.settings, Log(self.log), self.metrics)
         self.engine.start()
 
     def restart(self) -> None:

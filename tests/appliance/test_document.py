@@ -35,7 +35,7 @@ def refusals(model: type[Model], raw: object) -> dict[str, str]:
         (b'{"a": "\\ud800"}', "not JSON"),
         (b'{"a": ' + b"9" * 6000 + b"}", "not JSON"),
         (b'{"a": ' + b"[" * 100_000, "recursion limit"),
-        (b"{\"a\": \"\n\"}", "line 2"),
+        (b'{"a": "\n"}', "line 2"),
     ],
 )
 def test_what_is_no_json_object(body: bytes, words: str) -> None:

@@ -483,7 +483,9 @@ def test_full_disk_while_pruning_keeps_the_push(rig: Rig, monkeypatch: pytest.Mo
     assert not rig.is_now(rig.engine.current.state)
 
 
-@pytest.mark.parametrize("torn", [b'{"event":"note","gener', b"\x00" * 40, b'{"event":"begin","rec\n', b"\xff\xfe\n", b"3\n"])
+@pytest.mark.parametrize(
+    "torn", [b'{"event":"note","gener', b"\x00" * 40, b'{"event":"begin","rec\n', b"\xff\xfe\n", b"3\n"]
+)
 def test_a_torn_last_line_was_never_relied_upon(rig: Rig, torn: bytes) -> None:
     with (rig.folder / "journal").open("ab") as journal:
         journal.write(torn)

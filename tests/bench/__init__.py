@@ -1,1 +1,1 @@
-"""Benchmarks: figures beside their floors, measured in one run. `./narthex bench ROOM`; `./narthex test` runs none of them."""
+"""Benchmarks: figures beside their floors, measured in one run. `./narthex bench ROOM`; no part of the tests."""

@@ -51,7 +51,7 @@ def document(
     last_target: str | None = None,
     source: str | None = None,
 ) -> dict[str, Any]:
-    """A router with n of each object. `last_target`: the last forward leads to that guest; `source`: whom all rules let in."""
+    """A router with n of each object. `last_target`: where the last forward leads; `source`: whom all rules let in."""
     forwards = [forward(i) for i in range(n)]
     if last_target and forwards:
         forwards[-1] = forward(n - 1, last_target)
@@ -67,7 +67,10 @@ def document(
                 {"id": "guest", "mac": GUEST, "use": "guest", "addresses": ["10.64.0.1/10"]},
             ],
             "networks": [
-                {"id": "net", "interface": "guest", "cidr": "10.64.0.0/10", "domain": "cloud.internal", "source_nat": ROUTER}
+                {
+                    "id": "net", "interface": "guest", "cidr": "10.64.0.0/10",
+                    "domain": "cloud.internal", "source_nat": ROUTER,
+                }
             ],
             "forwards": forwards,
             "firewall": [firewall(i, source) for i in range(n)],

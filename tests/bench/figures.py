@@ -28,7 +28,8 @@ class Figure:
 
 
 def figure(
-    name: str, value: float, unit: str, floor: float | None = None, most: float | None = None, least: float | None = None,
+    name: str, value: float, unit: str, floor: float | None = None,
+    most: float | None = None, least: float | None = None,
     ratio_most: float | None = None, ratio_least: float | None = None,
 ) -> Figure:  # fmt: skip
     """A figure with its bounds, on itself or on its ratio to the floor."""

@@ -1,9 +1,8 @@
 """The router's figures: what a push costs, what it costs with nobody in between, and what packets notice.
 
 The floor of a push is a shell script that does the same work with the bare tools on the same artifacts, in a network
-namespace of its own: dnsmasq's check of each changed file set, `nft -f`, the files written and synced, dnsmasq told, the
-table read back. "without the reading back" is also shown. The peer's figures are those measured on Apache CloudStack 4.22's
-own router scripts (docs/router.md).
+namespace of its own: dnsmasq's check of its configuration, `nft -f`, the files written and synced, dnsmasq told, the
+table read back. "without the reading back" is also shown. The peer's figures stand in docs/router.md.
 """
 
 from __future__ import annotations
@@ -295,8 +294,8 @@ class Floor:
         self._start_daemons(state)
         hups = [f"kill -HUP {p.pid}" for p in self.daemons.values()]
         script = "\n".join(
-            ["set -e", *(f"{c} 2>/dev/null" for c in checks), f"nft -f {new / 'ruleset'}", *install, *hups, "date +%s%N",
-             "nft -j list table inet narthex >/dev/null", "date +%s%N"]
+            ["set -e", *(f"{c} 2>/dev/null" for c in checks), f"nft -f {new / 'ruleset'}", *install, *hups,
+             "date +%s%N", "nft -j list table inet narthex >/dev/null", "date +%s%N"]
         )  # fmt: skip
         started = time.time_ns()
         told = self.namespace.run(("sh", "-c", script), timeout_s=60).stdout.split()

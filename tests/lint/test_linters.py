@@ -104,10 +104,7 @@ def registry_hosts() -> set[str]:
     for source in APT_SOURCES:
         files = source.iterdir() if source.is_dir() else [source] if source.is_file() else []
         settings += [
-            line
-            for file in files
-            for line in file.read_text(errors="replace").splitlines()
-            if not line.startswith("#")
+            line for file in files for line in file.read_text(errors="replace").splitlines() if not line.startswith("#")
         ]
     hosts = {host.lower() for text in settings for host in URL_HOST.findall(text)}
     return hosts | set(json.loads(indices or "[]"))

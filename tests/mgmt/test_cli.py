@@ -288,10 +288,22 @@ def test_rollback_generations_and_diff(appliance: FakeAppliance) -> None:
     assert run("router", "diff", "1", "99").exit_code == 3
 
 
-def test_trace_asks_for_the_packet(appliance: FakeAppliance) -> None:
-    appliance.answers["trace"] = (200, {})
-    run("router", "trace", "--json", "--in", "public", "--dst", "203.0.113.10", "--dport", "80", "--proto", "tcp")
-    assert appliance.asked == [("trace", {"in": "public", "dst": "203.0.113.10", "dport": "80", "proto": "tcp"})]
+def test_trace_asks_for_the_packet_and_names_who_decides(appliance: FakeAppliance) -> None:
+    step = {
+        "chain": "dstnat", "did": "dnat to 10.1.1.10:8080", "rule": "forwards",
+        "element": "203.0.113.10 . tcp . 80", "owner": "web-http",
+    }  # fmt: skip
+    outcome = {
+        "verdict": "forwarded", "out_interface": "guest", "source": "198.51.100.10", "destination": "10.1.1.10",
+        "source_port": 40000, "destination_port": 8080, "owners": ["web", "web-http"], "why": "forwards",
+    }  # fmt: skip
+    appliance.answers["trace"] = (200, {"steps": [step], "outcome": outcome})
+    packet = ("--in", "public", "--src", "198.51.100.10", "--dst", "203.0.113.10", "--dport", "80", "--proto", "tcp")
+    result = run("router", "trace", *packet)
+    query = {"in": "public", "src": "198.51.100.10", "dst": "203.0.113.10", "dport": "80", "proto": "tcp"}
+    assert appliance.asked == [("trace", query)]
+    for words in ("dnat to 10.1.1.10:8080", "forwarded by guest", "to 10.1.1.10:8080", "decided by web-http"):
+        assert words in result.output
 
 
 def test_watch_tells_changes_only(appliance: FakeAppliance) -> None:

@@ -126,11 +126,12 @@ def silent(services: Services, calls: Sequence[Call]) -> None:
 
 
 def _asked(services: Services, call: Call) -> _Question | Reply | None:
-    kinds = {"tcp": _Stream, "udp": _Datagram, "icmp": _Echo}
     try:
         if isinstance(call.protocol, int):
             return _Raw(call)
-        return _Echo(call, services) if call.protocol == "icmp" else kinds[call.protocol](call)  # type: ignore[call-arg]
+        if call.protocol == "icmp":
+            return _Echo(call, services)
+        return _Stream(call) if call.protocol == "tcp" else _Datagram(call)
     except OSError as error:
         if error.errno in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH):
             return Reply("unreachable")
@@ -288,7 +289,7 @@ class Stream:
     def __init__(self, call: Call, rate: int = 1000) -> None:
         self.flow = Flow(call)
         self.is_tcp = call.protocol == "tcp"
-        self.sent = self.got = 0
+        self.sent = self._bytes = 0
         self._pause = 1.0 / rate
         self._ends = threading.Event()
         self.flow.socket.settimeout(0.05)
@@ -310,10 +311,14 @@ class Stream:
         quiet_since = time.monotonic()
         while not (self._ends.is_set() and (self._is_done() or time.monotonic() - quiet_since > PATIENCE_S / 2)):
             try:
-                self.got += len(self.flow.socket.recv(65536)) // 8 if self.is_tcp else bool(self.flow.socket.recv(_LINE))
+                self._bytes += len(self.flow.socket.recv(65536))
                 quiet_since = time.monotonic()
             except TimeoutError:
                 continue
+
+    @property
+    def got(self) -> int:
+        return self._bytes // 8
 
     def _is_done(self) -> bool:
         return not self._sender.is_alive() and self.got >= self.sent

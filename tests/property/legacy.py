@@ -28,7 +28,6 @@ Chains = dict[str, list[Rule]]
 
 ANY = "0.0.0.0/0"
 TURNED = "0x1000000"  # mark: leaves by the interface it came in by, translated
-OUTWARDS = "0x2000000"  # mark: a guest's, on its way to a public interface
 
 
 def tables(config: Config, names: Mapping[str, str]) -> dict[str, Chains]:
@@ -68,11 +67,6 @@ def mangle(config: Config, names: Mapping[str, str]) -> Chains:
         ],
         "FORWARD": [
             *({"in_interface": n, "out_interface": n, **state("DNAT"), **marked(TURNED)} for n in names.values()),
-            *(
-                {"in_interface": names[g.id], "out_interface": names[p.id], **marked(OUTWARDS)}
-                for g in used(config, "guest")
-                for p in used(config, "public")
-            ),
         ],
         "sender": list(senders(config, names)),
     }
@@ -87,16 +81,14 @@ def mangle(config: Config, names: Mapping[str, str]) -> Chains:
 
 def senders(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
     """Rule 0, as far as the kernel does not see to it: who may be behind which interface."""
-    for guest in used(config, "guest"):
-        link = names[guest.id]
-        for network in networks(config, guest):
-            yield {"in_interface": link, "src": network.cidr, **to("RETURN")}
-        yield {"in_interface": link, "src": "0.0.0.0", "dst": "255.255.255.255", **to("RETURN")}
-        yield {"in_interface": link, **to("DROP")}
     for interface in config.interfaces:
         if interface.use != "public":
             for cidr in interface.addresses:
-                yield {"in_interface": f"!{names[interface.id]}", "src": subnet(cidr), **to("DROP")}
+                yield {"in_interface": names[interface.id], "src": subnet(cidr), **to("RETURN")}
+                yield {"src": subnet(cidr), **to("DROP")}
+    for guest in used(config, "guest"):
+        yield {"in_interface": names[guest.id], "src": "0.0.0.0", "dst": "255.255.255.255", **to("RETURN")}
+        yield {"in_interface": names[guest.id], **to("DROP")}
 
 
 def uplinks(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
@@ -134,7 +126,11 @@ def nat(config: Config, names: Mapping[str, str]) -> Chains:
                 for i in config.interfaces
                 if i.addresses
             ),
-            *({"src": s.target, **mark(OUTWARDS), **snat(s.address)} for s in config.static_nats),
+            *(
+                {"src": s.target, "out_interface": names[out.id], **snat(s.address)}
+                for s in config.static_nats
+                for out in used(config, "public")
+            ),
             *source_nats(config, names),
         ],
     }
@@ -165,7 +161,7 @@ def source_nats(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
         for out in used(config, "public"):
             address = network.source_nat if out is holder else own(out)[0]
             where = {"src": network.cidr, "out_interface": names[out.id]}
-            yield {**where, **mark(OUTWARDS), **snat(address)}
+            yield {**where, **snat(address)}
 
 
 # --- filter: what the router takes, what it forwards ---
@@ -208,26 +204,23 @@ def filtering(config: Config, names: Mapping[str, str]) -> Chains:
 
 
 def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
-    """What the router offers behind an interface, by its own addresses there."""
+    """What the router offers behind an interface."""
     echo: Rule = {"protocol": "icmp", "matches": {"icmp": {"icmp-type": "8"}}}
-    found: list[Rule] = []
-    doors = own(interface)
     if interface.use == "control":
-        found = [echo, port("tcp", 3922)]
-    elif interface.use == "private":
-        found = [echo]
-    elif interface.use == "guest":
-        here = networks(config, interface)
-        found = [echo]
-        if any(n.dhcp.enabled for n in here):
-            found += [port("udp", 67)]
-        if any(n.dns for n in here):
-            found += [port("udp", 53), port("tcp", 53)]
-        spans = [bounds(cidr) for cidr in interface.addresses]
-        doors += ["255.255.255.255", *(dotted(last) for first, last in spans if last - first > 1)]
-    for address in doors:
-        for rule in found:
-            yield {"in_interface": link, "dst": address, **rule}
+        yield {"in_interface": link, **echo}
+        yield {"in_interface": link, **port("tcp", 3922)}
+    if interface.use in ("guest", "private"):
+        for address in own(interface):
+            yield {"in_interface": link, "dst": address, **echo}
+    for network in networks(config, interface):
+        asked = [echo]
+        asked += [port("udp", 67)] if network.dhcp.enabled else []
+        asked += [port("udp", 53), port("tcp", 53)] if network.dns else []
+        doors = ["255.255.255.255", dotted(bounds(network.cidr)[1])]
+        doors += [address for address in own(interface) if contains(network.cidr, address)]
+        for address in doors:
+            for rule in asked:
+                yield {"in_interface": link, "dst": address, **rule}
 
 
 # --- pieces of rules ---
@@ -327,9 +320,14 @@ def networks(config: Config, interface: Interface) -> list[Network]:
 
 
 def ways(config: Config, names: Mapping[str, str]) -> list[str]:
-    """Addresses, routes and rules as ip(8)'s batch, from whatever was there before."""
+    """Addresses, routes and rules as ip(8)'s batch, from whatever was there before on any of the links."""
     lines = [f"address flush dev {link}" for link in names.values()]
-    lines += ["rule flush", "rule add pref 32766 table main", *(f"route flush table {n}" for n in (99, 101, 102, 103))]
+    lines += [
+        "route flush table main",
+        "rule flush",
+        "rule add pref 32766 table main",
+        *(f"route flush table {n}" for n in (99, 101, 102, 103)),
+    ]
     for interface in config.interfaces:
         alone = " noprefixroute" if interface.use == "public" else ""
         lines += [f"address add {cidr} dev {names[interface.id]}{alone}" for cidr in interface.addresses]

@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,9 +93,9 @@ class Arrival:
 
 
 class Bed:
-    """One router. `interfaces` are the ids and MACs of a document's interfaces, `names` what its links are called."""
+    """One router. `interfaces` are a document's interfaces: id, name of the link, MAC."""
 
-    def __init__(self, interfaces: Iterable[tuple[str, str, str]]) -> None:
+    def __init__(self, interfaces: Sequence[tuple[str, str, str]]) -> None:
         self.ids = {name: ident for ident, name, _ in interfaces}
         self._names = {ident: name for name, ident in self.ids.items()}
         self.router, self.outside = new_namespace(), new_namespace()
@@ -134,8 +134,11 @@ class Bed:
         with inside(self.router):
             Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
             run("ip", "-batch", "-", text="\n".join([*here, "link set lo up", *(f"link set {n} up" for n, _ in links)]))
-            # The router's own answers would come out of the wires among the packets that are tried.
+            # The router's own answers would come out of the wires among the packets that are tried. Flows of protocols
+            # without ports are told apart by addresses alone: each is forgotten at once, so that the next is new.
             Path("/proc/sys/net/ipv4/icmp_echo_ignore_all").write_text("1")
+            for kind in ("generic", "gre"):
+                Path(f"/proc/sys/net/netfilter/nf_conntrack_{kind}_timeout").write_text("0")
         with inside(self.outside):
             run("ip", "-batch", "-", text="\n".join(f"link set far-{n} arp off up" for n, _ in links))
 
@@ -148,7 +151,7 @@ class Bed:
             if before.sysctls != state.sysctls:
                 for setting in state.sysctls:
                     with suppress(FileNotFoundError):  # IPv6 is switched off here
-                        Path("/proc/sys", *setting.key.split(".")).write_text(setting.value)
+                        _setting(setting.key).write_text(setting.value)
             if (before.addresses, before.routes, before.rules) != (state.addresses, state.routes, state.rules):
                 self._settle(before, state)
             Nft(_started).apply(whole(state.ruleset))
@@ -174,8 +177,8 @@ class Bed:
     def send(self, packets: Sequence[Packet]) -> list[Arrival | None]:
         """Where each packet came out, None where nowhere. Each is the first of its flow, whatever was sent before."""
         found: list[Arrival | None] = [None] * len(packets)
-        for burst in bursts(packets):
-            for number, arrival in self._burst([(i, packets[i]) for i in burst]):
+        for start in range(0, len(packets), _BURST):
+            for number, arrival in self._burst(list(enumerate(packets))[start : start + _BURST]):
                 if found[number] is not None:
                     raise AssertionError(f"{packets[number]} came out twice: {found[number]}, {arrival}")
                 found[number] = arrival
@@ -236,20 +239,6 @@ class Bed:
             back.send(frame)
 
 
-def bursts(packets: Sequence[Packet]) -> Iterator[list[int]]:
-    """Which packets may go together. Flows of protocols without ports are told apart by addresses alone: one at a time."""
-    with_ports: list[int] = []
-    without: dict[int, list[int]] = {}
-    for i, packet in enumerate(packets):
-        if packet.number in (1, 6, 17):
-            with_ports.append(i)
-        else:
-            without.setdefault(packet.number, []).append(i)
-    rounds = max([-(-len(with_ports) // _BURST), *map(len, without.values())], default=0)
-    for turn in range(rounds):
-        yield with_ports[turn * _BURST : (turn + 1) * _BURST] + [x[turn] for x in without.values() if turn < len(x)]
-
-
 # --- packets as bytes ---
 
 
@@ -287,7 +276,8 @@ def read(data: bytes) -> tuple[int, Arrival] | None:
         return None  # an answer, not the question
     ports = struct.unpack_from("!HH", data, 20) if protocol in (6, 17) else (None, None)
     arrival = Arrival("", socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20]), *ports)
-    return struct.unpack_from("!I", data, start + 4)[0], arrival
+    (number,) = struct.unpack_from("!I", data, start + 4)
+    return number, arrival
 
 
 def _at(interface: str, arrival: Arrival) -> Arrival:
@@ -361,3 +351,8 @@ class _Flows:
 def _started(argv: tuple[str, ...], data: bytes, seconds: float) -> tuple[int, bytes, bytes]:
     done = subprocess.run(argv, input=data, capture_output=True, timeout=seconds, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+def _setting(key: str) -> Path:
+    """Where a setting is: net.ipv4.conf.eth0/100.rp_filter is of the link eth0.100 (sysctl(8))."""
+    return Path("/proc/sys", *(part.replace("/", ".") for part in key.split(".")))

@@ -18,7 +18,7 @@ from appliance.document import validate
 from appliance.state import Facts, LinkFact
 from appliance.values import bounds, dotted
 from router.checks import problems
-from router.config import Config
+from router.config import Config, EgressRule, Firewall, Forward, Ports, StaticNat
 from router.packet import Packet
 from tests.router.samples import without
 
@@ -66,7 +66,7 @@ SPANS = (
 
 @st.composite
 def _interfaces(draw: st.DrawFn) -> list[dict[str, Any]]:
-    found = [{"id": "ctl", "mac": MACS["ctl"], "use": "control", "addresses": ["169.254.3.4/16"]}]
+    found: list[dict[str, Any]] = [{"id": "ctl", "mac": MACS["ctl"], "use": "control", "addresses": ["169.254.3.4/16"]}]
     for ident in draw(st.permutations(list(UPLINKS)))[: draw(st.sampled_from([1, 2, 2, 3, 3, 0]))]:
         pool, gateway = UPLINKS[ident]
         more = draw(st.permutations(pool[1:]))[: draw(st.integers(0, len(pool) - 1))]
@@ -83,7 +83,7 @@ def _interfaces(draw: st.DrawFn) -> list[dict[str, Any]]:
 @st.composite
 def _networks(draw: st.DrawFn, interfaces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     publics = [c.partition("/")[0] for i in interfaces if i["use"] == "public" for c in i["addresses"]]
-    found = []
+    found: list[dict[str, Any]] = []
     for interface in interfaces:
         for cidr in interface["addresses"] if interface["use"] == "guest" else ():
             first, _ = bounds(cidr)
@@ -102,7 +102,7 @@ def _networks(draw: st.DrawFn, interfaces: list[dict[str, Any]]) -> list[dict[st
     return found
 
 
-_sources = st.one_of(
+_sources: st.SearchStrategy[list[str]] = st.one_of(
     st.just([]),
     st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True),
     st.just(list(MANY)),
@@ -178,6 +178,8 @@ def sound(raw: dict[str, Any]) -> Config:
 
 # --- packets ---
 
+Service = tuple[str | int, int, int, int]  # protocol, destination port, ICMP type and code
+
 # What every document has in common: addresses that are nobody's, a stranger, the world's ends.
 _WORLD = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "224.0.0.1/32", "240.0.0.0/4", "255.255.255.255/32", "8.8.8.8/32")
 _PORTS = (0, 53, 67, 3922, 65535)
@@ -207,8 +209,8 @@ def axes(config: Config) -> Axes:
     cidrs += [r.destination for r in config.routes]
     spans = [(p, p) for p in _PORTS]
     spans += [(f.ports.first, f.ports.last) for f in config.forwards]
-    spans += [(r.ports.first, r.ports.last) for r in (*config.firewall, *config.egress) if r.ports]
-    ruled = (*config.firewall, *config.egress)
+    ruled: list[Firewall | EgressRule] = [*config.firewall, *config.egress]
+    spans += [(r.ports.first, r.ports.last) for r in ruled if r.ports]
     types = {8, 13, 0, 3, *(r.icmp_type for r in ruled if r.icmp_type is not None)}
     codes = {0, 255, *(r.icmp_code for r in ruled if r.icmp_code is not None)}
     named = {r.protocol for r in ruled if isinstance(r.protocol, int) and r.protocol not in (1, 6, 17)}
@@ -227,55 +229,99 @@ def pieces(spans: Iterable[tuple[int, int]], last: int) -> tuple[tuple[int, int]
     return tuple(zip(starts, [s - 1 for s in starts[1:]] + [last], strict=True))
 
 
-def services(cuts: Axes, end: int) -> list[tuple[str | int, int, int, int]]:
-    """Protocol, destination port, ICMP type and code: one of each piece, its first (`end` 0) or last (1) value."""
-    found: list[tuple[str | int, int, int, int]] = [(p, span[end], 8, 0) for p in ("tcp", "udp") for span in cuts.ports]
+def services(cuts: Axes, end: int) -> list[Service]:
+    """One of each piece of the ports, its first (`end` 0) or last (1) value; each ICMP type and code; each number."""
+    found: list[Service] = [(p, span[end], 8, 0) for p in ("tcp", "udp") for span in cuts.ports]
     found += [("icmp", 0, kind, code) for kind, code in cuts.icmp]
     return found + [(p, 0, 8, 0) for p in cuts.protocols]
 
 
 def likely_packets(config: Config, count: int, seed: int) -> list[Packet]:
-    """Packets on boundaries, most of them from where they may come and to where something is."""
-    luck = random.Random(seed)
-    cuts = axes(config)
-    ends = [dotted(x) for span in cuts.addresses for x in span]
-    publics = [c.partition("/")[0] for i in config.interfaces if i.use == "public" for c in i.addresses]
-    own = [c.partition("/")[0] for i in config.interfaces for c in i.addresses]
-    behind = {i.id: _behind(i.addresses, ends) for i in config.interfaces}
-    inner = {a for found in behind.values() for a in found}
-    strangers = [a for a in ends if a not in inner] or ends
-    offered = services(cuts, 0) + services(cuts, 1)
-    common = [s for s in offered if not isinstance(s[0], int)]
-    packets = []
-    for _ in range(count):
-        came_by = luck.choice(("", *cuts.interfaces, *cuts.interfaces))
-        use = next((i.use for i in config.interfaces if i.id == came_by), "")
-        if use == "":
-            source = luck.choice(own)
-        elif luck.random() < 0.2:
-            source = luck.choice(ends)
-        else:
-            source = luck.choice(strangers if use == "public" else behind[came_by] or ends)
-        destination = luck.choice(publics if publics and luck.random() < 0.5 else ends)
-        if use == "" and not _is_sendable(config, destination):
-            destination = luck.choice(publics or GUESTS)
-        protocol, port, kind, code = luck.choice(offered if luck.random() < 0.3 else common)
-        if use == "" and protocol == "icmp":
-            kind = 8  # what asks nothing has no flow, and its own kernel would not send it
-        packets.append(Packet(came_by, source, destination, protocol, 40000, port, kind, code))
-    return packets
+    """Packets on boundaries, half of them aimed at an object of the document, most from where they may come."""
+    luck = Luck(config, seed)
+    return [luck.packet() for _ in range(count)]
 
 
-def _behind(cidrs: Sequence[str], addresses: Iterable[str]) -> list[str]:
+class Luck:
+    """Draws packets for one document, the same from the same seed. Plain random numbers: hypothesis's are slow."""
+
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config, self.luck = config, random.Random(seed)
+        cuts = axes(config)
+        self.ends = [dotted(x) for span in cuts.addresses for x in span]
+        self.offered = services(cuts, 0) + services(cuts, 1)
+        self.uses = {"": "", **{i.id: i.use for i in config.interfaces}}
+        self.own = [c.partition("/")[0] for i in config.interfaces for c in i.addresses]
+        self.behind = {i.id: _within(i.addresses, self.ends) for i in config.interfaces}
+        inner = {a for i, found in self.behind.items() if self.uses[i] != "public" for a in found}
+        self.strangers = [a for a in self.ends if a not in inner]
+        self.last = {bounds(a)[1] for i in config.interfaces for a in i.addresses} | {bounds("127.0.0.0/8")[1]}
+        self.aims: list[Forward | StaticNat | Firewall | EgressRule] = [
+            *config.forwards,
+            *config.static_nats,
+            *config.firewall,
+            *config.egress,
+        ]
+
+    def packet(self) -> Packet:
+        came_by, source, destination, service = self._aimed() if self.luck.random() < 0.6 else self._wild()
+        if self.luck.random() < 0.1:
+            source = self.luck.choice(self.ends)
+        protocol, port, kind, code = service
+        if came_by == "":
+            source = source if source in self.own else self.luck.choice(self.own)
+            if not 0 < bounds(destination)[0] < 224 << 24 or bounds(destination)[0] in self.last:
+                destination = self.luck.choice(GUESTS)  # what goes to all or to nobody, no program sends like this
+            kind = kind if kind in (8, 13) else 8  # nor what answers nothing
+        return Packet(came_by, source, destination, protocol, 40000, port, kind, code)
+
+    def _wild(self) -> tuple[str, str, str, Service]:
+        came_by = self.luck.choice(tuple(self.uses))
+        destination = self.luck.choice(self.own if self.luck.random() < 0.4 else self.ends)
+        return came_by, self._source(came_by), destination, self.luck.choice(self.offered)
+
+    def _aimed(self) -> tuple[str, str, str, Service]:
+        """At an object: by its port or beside it, from its sources or beside them."""
+        if not self.aims:
+            return self._wild()
+        aim = self.luck.choice(self.aims)
+        if isinstance(aim, EgressRule):
+            came_by = next(n.interface for n in self.config.networks if n.id == aim.network)
+            destination = self.luck.choice(self._ends_of(aim.destinations))
+            return came_by, self._source(came_by), destination, self._service(aim.protocol, aim.ports, aim)
+        came_by = self.luck.choice(tuple(self.uses))
+        if isinstance(aim, StaticNat):
+            return came_by, self._source(came_by), aim.address, self.luck.choice(self.offered)
+        sources = [a for a in self._ends_of(aim.sources) if a in self.strangers]
+        from_them = sources and self.uses[came_by] == "public"
+        source = self.luck.choice(sources) if from_them else self._source(came_by)
+        rule = aim if isinstance(aim, Firewall) else None
+        return came_by, source, aim.address, self._service(aim.protocol, aim.ports, rule)
+
+    def _source(self, came_by: str) -> str:
+        if self.uses[came_by] == "":
+            return self.luck.choice(self.own)
+        return self.luck.choice(self.strangers if self.uses[came_by] == "public" else self.behind[came_by])
+
+    def _ends_of(self, cidrs: Sequence[str]) -> list[str]:
+        """The first and last address of each, and their neighbours."""
+        near = {x for c in cidrs for end in bounds(c) for x in (end - 1, end, end + 1)}
+        return [dotted(x) for x in sorted(near) if 0 <= x < 1 << 32] or self.ends
+
+    def _service(self, protocol: str | int, ports: Ports | None, rule: Firewall | EgressRule | None) -> Service:
+        if protocol == "any":
+            return self.luck.choice(self.offered)
+        if protocol in ("icmp", 1):
+            kind = rule.icmp_type if rule and rule.icmp_type is not None else 8
+            code = rule.icmp_code if rule and rule.icmp_code is not None else 0
+            return "icmp", 0, kind, self.luck.choice((code, code, code ^ 1))
+        first, last = (ports.first, ports.last) if ports else (0, 65535)
+        return protocol, min(65535, max(0, self.luck.choice((first, last, first - 1, last + 1)))), 8, 0
+
+
+def _within(cidrs: Sequence[str], addresses: Iterable[str]) -> list[str]:
     spans = [bounds(c) for c in cidrs]
     return [a for a in addresses if any(first <= bounds(a)[0] <= last for first, last in spans)]
-
-
-def _is_sendable(config: Config, destination: str) -> bool:
-    """Would the router itself send a single packet there: not to all, not to nobody."""
-    last = {bounds(a)[1] for i in config.interfaces for a in i.addresses}
-    place = bounds(destination)[0]
-    return 0 < place < 224 << 24 and place not in last
 
 
 def grid(config: Config, end: int) -> Iterator[Packet]:
