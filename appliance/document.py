@@ -18,7 +18,8 @@ from appliance.state import Problem
 from appliance.values import Identifier
 
 VERSION = 1
-MAX_BYTES = 64 << 20  # a larger body is refused unread; 10,000 of each object are about 4 MB
+MOST_OPERATIONS = 10_000  # in one change
+MAX_BYTES = 16 << 20  # a larger body is refused unread; 10,000 of each object are about 4 MB
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -87,7 +88,7 @@ class Change(Envelope):
     """A PATCH: `operations` against generation `base` make generation `generation`."""
 
     base: Annotated[int, Field(ge=0, le=2**53 - 1)]
-    operations: Annotated[tuple[Operation, ...], Field(min_length=1, max_length=10_000)]
+    operations: Annotated[tuple[Operation, ...], Field(min_length=1, max_length=MOST_OPERATIONS)]
 
 
 class DocumentError(Exception):
@@ -135,14 +136,19 @@ def validate_json(model: type[M], body: bytes, raw: object = None, prefix: str =
         raise DocumentError(problems(error, from_json(body) if raw is None else raw, prefix)) from None
 
 
-def problems(error: ValidationError, raw: object, prefix: str = "") -> list[Problem]:
-    """Pydantic's errors as Problems: objects in collections are named by their id, not by their position."""
+def problems(error: ValidationError, raw: object, prefix: str = "", start: int = 0) -> list[Problem]:
+    """Pydantic's errors as Problems: objects in collections are named by their id, not by their position.
+
+    `start`: what was validated is the part of the list `raw` that starts there.
+    """
     found = []
     for e in error.errors(include_url=False, include_input=False, include_context=False)[:1000]:
         message = e["msg"].removeprefix("Value error, ")
         if e["type"] == "extra_forbidden":
             message = "unknown field; remove it or correct its name"
-        found.append(Problem(path_of(e["loc"], raw, prefix), message))
+        first, *rest = e["loc"] or ("",)
+        loc = (first + start, *rest) if isinstance(first, int) else e["loc"]
+        found.append(Problem(path_of(loc, raw, prefix), message))
     return found
 
 

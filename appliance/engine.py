@@ -20,7 +20,8 @@ from pydantic_core import to_json
 
 from appliance.changes import Applied, apply_operations
 from appliance.closed import closed
-from appliance.document import Change, Document, DocumentError, Envelope, Model, parse, validate, validate_json
+from appliance.decode import decode_change, decode_document
+from appliance.document import DocumentError, Envelope, Model, parse, validate
 from appliance.log import Log
 from appliance.machine import CheckError, Host, HostError
 from appliance.metrics import Metrics
@@ -168,9 +169,9 @@ class Engine:
     def _config(self, number: int) -> Any:
         """The config of generation `number` from the disk. Raises KeyError, OSError or DocumentError."""
         body, changes = self.store.way_to(number)
-        config = self._decode(parse(body)).config
+        config = decode_document(self.role.Config, parse(body)).config
         for operations in changes:
-            config = apply_operations(config, validate(Change, {**_CHANGE, "operations": operations}).operations).config
+            config = apply_operations(config, decode_change({**_CHANGE, "operations": operations}).operations).config
         return config
 
     def _converge(self, state: State, reason: str) -> None:
@@ -277,25 +278,22 @@ class Engine:
             )
             return answer
 
-    def _decode(self, raw: dict[str, Any]) -> Document[Any]:
-        """The document in `raw`. Raises DocumentError."""
-        return validate_json(Document[self.role.Config], to_json(raw), raw)  # type: ignore[name-defined]
-
-    def _is_ours(self, raw: dict[str, Any]) -> None:
-        """Raises DocumentError where a document is for another role."""
+    def _read(self, body: bytes) -> dict[str, Any]:
+        """The JSON object in `body`, meant for this role. Raises DocumentError."""
+        raw = parse(body)
         role = raw.get("role")
         if isinstance(role, str) and role != self.settings.role:
             raise DocumentError([Problem("role", f"this appliance is a {self.settings.role}, not a {role[:64]}")])
+        return raw
 
     def _put(self, body: bytes, connection: str) -> Pushed[Any]:
-        raw, current = parse(body), self.current
-        self._is_ours(raw)
+        raw, current = self._read(body), self.current
         found = sha256(to_json(raw.get("config"))).hexdigest()
         envelope: Envelope
         if found == current.digest:
             envelope, config = validate(Envelope, {k: v for k, v in raw.items() if k != "config"}), current.config
         else:
-            envelope = document = self._decode(raw)
+            envelope = document = decode_document(self.role.Config, raw)
             config = current.config if document.config == current.config else document.config
         self._guard(envelope.generation, same=config is current.config)
         pushed: Pushed[Any] = Pushed(
@@ -316,9 +314,8 @@ class Engine:
             return self.role.compile(config, self._facts)
 
     def _patch(self, body: bytes, connection: str) -> Pushed[Any]:
-        raw = parse(body)
-        self._is_ours(raw)
-        change = validate(Change, raw)
+        raw = self._read(body)
+        change = decode_change(raw)
         current = self.current
         self._guard(change.generation)
         if change.base != current.number:

@@ -1,9 +1,9 @@
 """Rules of the kernel's old iptables tables, which drop packets that `nft list` never shows.
 
 A program of its own (`python -m appliance.legacy`), by python-iptables, run by host.py only where
-/proc/net/ip_tables_names says that there is a table: opening one creates it, and hooks every packet from then on; and the
-library is heavy, and keeps what it opened. Prints one JSON list of {"table", "chain", "rule", "packets"}: what an empty
-table does not have.
+/proc/net/ip_tables_names says that there is a table: opening one creates it, and hooks every packet from then on; and
+the library is heavy, and keeps what it opened. Prints one JSON list of {"table", "chain", "rule", "packets"}: what an
+empty table does not have.
 """
 
 from __future__ import annotations

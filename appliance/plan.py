@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar
 from appliance import ruleset as nftext
 from appliance.state import (
     Address,
-    Chain,
     File,
     FilterRule,
     Link,
+    Masked,
     Nat,
     Route,
     Rule,
@@ -29,6 +29,7 @@ from appliance.state import (
     Sysctl,
     Unit,
 )
+from appliance.values import shortest, without
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,64 +227,85 @@ def _at_lost_addresses(after: State, addresses: Pairs[Address]) -> Iterator[Flow
 
 
 def _lost(step: Step, before: State, after: State) -> Iterator[Flows]:
-    for chain in before.ruleset.chains:
-        if chain.hook is None or chain.hook.type != "nat" or chain.hook.hook not in ("prerouting", "postrouting"):
+    """The flows of translations that are gone: into us, by the port they were sent to, and of guests outwards."""
+    now: dict[tuple[Door, str], list[str]] = {}
+    was = list(_ways(step, before.ruleset, after.ruleset, is_gone=True))
+    for door, target, sources, _ in _ways(step, before.ruleset, after.ruleset, is_gone=False) if was else ():
+        now.setdefault((door, target), []).extend(sources or _EVERYONE)
+    for door, target, sources, owner in was:
+        # Another list of sources, or another map that holds them, is no end for who is still led to the same place.
+        kept = now.get((door, target))
+        lost = without(sources or _EVERYONE, tuple(kept)) if kept else sources
+        if lost or not kept:
+            yield Flows(*door, target.partition(" . ")[0], lost, owner=owner)
+    for rule in _nat_rules(before.ruleset, "postrouting"):
+        yield from _lost_outwards(rule, step, before.ruleset, after.ruleset)
+
+
+_EVERYONE = ("0.0.0.0/0",)
+# Where a flow was sent to: address, protocol, port or ports; "" for any.
+Door = tuple[str, str, str]
+# A door, the address and port that it leads to ("10.1.1.10 . 22"), for whom (CIDRs, () for everyone), whose it is.
+Way = tuple[Door, str, tuple[str, ...], str]
+
+
+def _nat_rules(ruleset: Ruleset, hook: str) -> Iterator[FilterRule]:
+    for chain in ruleset.chains:
+        if chain.hook is not None and chain.hook.type == "nat" and chain.hook.hook == hook:
+            yield from chain.rules
+
+
+def _ways(step: Step, before: Ruleset, after: Ruleset, is_gone: bool) -> Iterator[Way]:
+    """The ways in that go with a step, or those that come with it."""
+    side, other = (before, after) if is_gone else (after, before)
+    for rule in _nat_rules(side, "prerouting"):
+        statement = rule.statement
+        name = getattr(statement, "map", "")
+        if name not in side.sets or side.sets[name] is other.sets.get(name):
             continue
-        for rule in chain.rules:
-            yield from _lost_by(rule, step, before.ruleset, after.ruleset)
+        found = side.sets[name]
+        for key in _changed(step, name, before, after)[0 if is_gone else 1]:
+            parts = dict(zip(getattr(statement, "fields", ()), key.split(" . "), strict=False))
+            door = parts.get("ip daddr", ""), parts.get("meta l4proto", ""), parts.get("th dport", "")
+            sources = tuple(shortest(f"{part}/{f.prefix}") for f, part in parts.items() if isinstance(f, Masked))
+            owner = found.owners.get(key, "")
+            if isinstance(statement, Nat):
+                yield door, found.elements[key], sources, owner
+                continue
+            for target, those in _targets(side, found.elements[key]):
+                address, _, port = target.partition(":")
+                yield door, f"{address} . {port or door[2]}", those, owner
 
 
-def _lost_by(rule: FilterRule, step: Step, before: Ruleset, after: Ruleset) -> Iterator[Flows]:
-    """The flows of the elements that a nat rule's map had and has no more."""
-    statement = rule.statement
-    name = getattr(statement, "map", "")
+def _changed(step: Step, name: str, before: Ruleset, after: Ruleset) -> tuple[list[str], list[str]]:
+    """The keys of a map that go and those that come, with a step."""
     old, new = before.sets.get(name), after.sets.get(name)
-    if old is None or old is new:
+    if old is None or new is None:
+        return list(old.elements) if old else [], list(new.elements) if new else []
+    return nftext.changed_elements(old, new) if step.whole else step.elements.get(name, ([], []))
+
+
+def _lost_outwards(rule: FilterRule, step: Step, before: Ruleset, after: Ruleset) -> Iterator[Flows]:
+    """A source NAT that changes leaves its flows alone while its address is ours; a static NAT has no other end."""
+    statement = rule.statement
+    if not isinstance(statement, Nat) or set(statement.fields) != {"ip saddr"} or statement.map not in before.sets:
         return
-    if new is None:
-        gone = list(old.elements)
-    elif step.whole:
-        gone = nftext.changed_elements(old, new)[0]
-    else:
-        gone = step.elements.get(name, ([], []))[0]
-    fields: tuple[str, ...] = getattr(statement, "fields", ())
-    for key in gone:
-        owner = old.owners.get(key, "")
-        parts = dict(zip(fields, key.split(" . "), strict=False))
-        if isinstance(statement, Nat) and statement.kind == "snat":
-            if set(fields) == {"ip saddr"} and "/" not in key:
-                yield Flows(source=key, translated=old.elements[key], owner=owner)
-            continue  # a source NAT that changes leaves its flows alone while its address is ours
-        flows = Flows(
-            destination=parts.get("ip daddr", ""),
-            protocol=parts.get("meta l4proto", ""),
-            ports=parts.get("th dport", ""),
-            owner=owner,
-        )
-        if isinstance(statement, Nat):
-            yield _with(flows, target=old.elements[key].partition(" . ")[0])
-        else:
-            kept = _targets(_chain(after, (new.elements.get(key) if new else None) or ""))
-            for target in _targets(_chain(before, old.elements[key])) - kept:
-                yield _with(flows, target=target[0], sources=target[1])
+    old = before.sets[statement.map]
+    if old is not after.sets.get(statement.map):
+        for key in _changed(step, statement.map, before, after)[0]:
+            if "/" not in key:
+                yield Flows(source=key, translated=old.elements[key], owner=old.owners.get(key, ""))
 
 
-def _with(flows: Flows, target: str, sources: tuple[str, ...] = ()) -> Flows:
-    return Flows(flows.destination, flows.protocol, flows.ports, target, sources, owner=flows.owner)
-
-
-def _chain(ruleset: Ruleset, verdict: str) -> Chain | None:
+def _targets(ruleset: Ruleset, verdict: str) -> set[tuple[str, tuple[str, ...]]]:
+    """(target, sources) of the literal translations in the chain that a verdict leads to."""
     name = verdict.removeprefix("jump ")
-    return next((c for c in ruleset.chains if c.name == name), None)
-
-
-def _targets(chain: Chain | None) -> set[tuple[str, tuple[str, ...]]]:
-    """(target, sources) of a chain of literal translations."""
     found = set()
-    for rule in chain.rules if chain else ():
+    for rule in next((c.rules for c in ruleset.chains if c.name == name), ()):
         if isinstance(rule.statement, Nat) and rule.statement.to:
-            sources = next((m.values for m in rule.matches if m.fields == ("ip saddr",)), ())
-            found.add((rule.statement.to.partition(":")[0], sources))
+            among = next((m for m in rule.matches if m.fields == ("ip saddr",)), None)
+            sources = tuple(ruleset.sets[among.set].elements) if among and among.set else among.values if among else ()
+            found.add((rule.statement.to, sources))
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 
-from appliance.state import Chain, FilterRule, Hook, Match, Nat, NftSet, Ruleset, SetMark, Statement, Verdict
+from appliance.state import Chain, Field, FilterRule, Hook, Match, Nat, NftSet, Ruleset, SetMark, Statement, Verdict
 
 TABLE = "inet narthex"
 # Fields whose values are names of interfaces: quoted, so that no name can be taken for a word of nft's.
@@ -24,12 +24,12 @@ _FLAGS = frozenset({"ct state", "ct status"})
 UNKNOWN = FilterRule((), Verdict("drop"), why="not as wished")
 
 
-def _literal(field: str, value: str) -> str:
+def _literal(field: Field, value: str) -> str:
     return f'"{value}"' if field in _QUOTED else value
 
 
 def _match(match: Match) -> str:
-    fields = " . ".join(match.fields)
+    fields = " . ".join(map(str, match.fields))
     equals = "!= " if match.negate else ""
     if match.set:
         return f"{fields} {equals}@{match.set}"
@@ -42,7 +42,7 @@ def _match(match: Match) -> str:
 def _statement(statement: Statement) -> str:
     if isinstance(statement, Verdict):
         return f"{statement.kind} {statement.chain}".rstrip()
-    fields = " . ".join(statement.fields)
+    fields = " . ".join(map(str, statement.fields))
     if isinstance(statement, Nat):
         if statement.kind == "masquerade":
             return "masquerade"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Literal
 
@@ -168,6 +169,28 @@ FieldName = Literal[
 
 
 @dataclass(frozen=True, slots=True)
+class Masked:
+    """The first `prefix` bits of an IPv4 address, the others zero: looks for its network in a set or map of `/prefix`.
+
+    Only in look-ups: a literal to compare with is a CIDR already.
+    """
+
+    field: Literal["ip saddr", "ip daddr"]
+    prefix: int
+
+    @property
+    def mask(self) -> int:
+        """The netmask as a number."""
+        return 0xFFFFFFFF << 32 - self.prefix & 0xFFFFFFFF
+
+    def __str__(self) -> str:
+        return f"{self.field} & {IPv4Address(self.mask)}"
+
+
+Field = FieldName | Masked
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """One condition: the packet's `fields` are (`negate`: are not) `values`, or members of the set named `set`.
 
@@ -175,7 +198,7 @@ class Match:
     CIDR). With `set` the fields are concatenated in the set's order.
     """
 
-    fields: tuple[FieldName, ...]
+    fields: tuple[Field, ...]
     values: tuple[str, ...] = ()
     set: str = ""
     negate: bool = False
@@ -193,7 +216,7 @@ class Verdict:
 class VerdictMap:
     """Look `fields` up in the map named `map`; its value is the verdict. No entry: go on with the next rule."""
 
-    fields: tuple[FieldName, ...]
+    fields: tuple[Field, ...]
     map: str
 
 
@@ -205,7 +228,7 @@ class Nat:
     """
 
     kind: Literal["dnat", "snat", "masquerade"]
-    fields: tuple[FieldName, ...] = ()
+    fields: tuple[Field, ...] = ()
     map: str = ""
     to: str = ""
     family: Literal["ip", "ip6"] = "ip"
@@ -218,7 +241,7 @@ class SetMark:
     field: Literal["meta mark", "ct mark"]
     value: str = ""
     copy: Literal["", "meta mark", "ct mark"] = ""
-    fields: tuple[FieldName, ...] = ()
+    fields: tuple[Field, ...] = ()
     map: str = ""
 
 

@@ -8,8 +8,10 @@ document is small, comparable and JSON as it stands.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import Annotated, Any
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork, cidr_merge
@@ -116,6 +118,22 @@ def merged(cidrs: tuple[str, ...]) -> tuple[str, ...]:
     if any(":" in c for c in cidrs):
         return tuple(shortest(str(net)) for net in cidr_merge(list(cidrs)))
     return tuple(n for first, last in _spans(sorted(map(bounds, cidrs))) for n in _networks(first, last))
+
+
+def without(cidrs: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """The IPv4 addresses of `cidrs` that are not in `others`, in the fewest networks."""
+    holes = list(_spans(sorted(map(bounds, others))))
+    left: list[tuple[int, int]] = []
+    for first, last in _spans(sorted(map(bounds, cidrs))):
+        for start, end in holes[bisect_left(holes, first, key=itemgetter(1)) :]:
+            if start > last:
+                break
+            if start > first:
+                left.append((first, start - 1))
+            first = end + 1
+        if first <= last:
+            left.append((first, last))
+    return tuple(n for first, last in left for n in _networks(first, last))
 
 
 def _spans(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -144,7 +144,7 @@ class Story:
                     raise NotSo(f"an answer came from {one.result().name}, where none should")
                 except NoAnswer:
                     pass
-        return "dropped: a closed port, a stranger's ssh, a guest's own address, mail past the mail host"
+        return "dropped: a closed port, a stranger's ssh, a guest's own address, mail not by mail"
 
     # --- changes
 
@@ -202,7 +202,7 @@ class Story:
         place = "config.forwards[web-http].target"
         expect(problem["path"] == place, f"the place told is {problem['path']}")
         met(self.stage.outside.ask(WEB_ADDRESS, 80, source=OUTSIDE), "web")
-        return f"a document with an error: refused at {place}, nothing touched"
+        return f"a document with an error: refused at {place}"
 
     def damage_rules(self) -> str:
         before = len(self.appliance.state().body["drift"])

@@ -14,7 +14,7 @@ from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
-from router.egress import compile_egress
+from router.egress import compile_egress, revise_egress
 from router.firewall import compile_firewall, revise_firewall
 from router.links import compile_links
 from router.nat import compile_nat, revise_forwards, revise_static_nats
@@ -22,7 +22,7 @@ from router.routing import compile_routing
 from router.senders import compile_senders
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
-_LOCAL = frozenset({"forwards", "static_nats", "firewall", "hosts"})
+_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "hosts"})
 _PARTS = (
     compile_links,
     compile_routing,
@@ -54,6 +54,8 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         ruleset = revise_static_nats(ruleset, config, found, facts)
     if found := by_collection.get("firewall"):
         ruleset = revise_firewall(ruleset, config, found)
+    if found := by_collection.get("egress"):
+        ruleset = revise_egress(ruleset, config, found)
     files: tuple[File, ...] | None = state.files
     if found := by_collection.get("hosts"):
         files = revise_dhcp(state.files, config, found, facts)

@@ -12,12 +12,13 @@ An exception's verdict is the opposite of the default, so their order means noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Literal
 
-from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Verdict, VerdictMap
+from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Touched, Verdict, VerdictMap
 from router.config import Config, EgressRule, Network
-from router.gate import Screen, exact_ports, open_to, terms_of, verdict_map
+from router.gate import Screen, amended, exact_ports, filled, has_port, open_to, owner_of, rewritten, terms_of
 from router.links import link_name
 
 ACCEPT, DROP = Verdict("accept"), Verdict("drop")
@@ -43,6 +44,48 @@ def compile_egress(config: Config, facts: Facts) -> State:
     return State(ruleset=Ruleset(sets, tuple(chains)))
 
 
+def revise_egress(ruleset: Ruleset, config: Config, touched: Sequence[Touched]) -> Ruleset:
+    """`ruleset` after these exceptions changed: their elements and rules, and nobody else's."""
+    networks = {n.id: n for n in config.networks}
+    before = [t.before for t in touched if isinstance(t.before, EgressRule)]
+    after = [t.after for t in touched if isinstance(t.after, EgressRule)]
+    ids = {t.id for t in touched}
+    maps = {name: _ports_of(networks[name]) for name in {r.network for r in (*before, *after)}}
+    found = ruleset
+    for name, empty in maps.items():
+        keys = {key for rule in (*before, *after) if rule.network == name for key in _keys(rule)}
+        owners = ruleset.sets.get(empty.name, empty).owners
+        # An element of one owner who is touched has nobody else: only the others must be searched for.
+        shared = [key for key in keys if key in owners and owners[key] not in ids]
+        others = _neighbours(config.egress, name, shared) if shared else ()
+        groups = _grouped((*(r for r in after if r.network == name), *(r for r in others if r.id not in ids)))
+        edits: dict[str, tuple[str | Screen, str] | None] = {}
+        for key in keys:
+            group = groups.get(key)
+            edits[key] = (_open(networks[name], group), owner_of([r.id for r in group])) if group else None
+        found = amended(found, {empty.name: edits} if edits else {}, {empty.name: empty})
+    wide = {r.network: [w for w in after if w.network == r.network] for r in (*before, *after) if not _keys(r)}
+    asked = {name for name, s in maps.items() if (s.name in found.sets) != (s.name in ruleset.sets)}
+    changed = {chain_name(networks[name]): name for name in {*wide, *asked}}
+    if not changed:
+        return found
+    chains = [(c, changed[c.name]) for c in found.chains if c.name in changed]
+    return rewritten(
+        found,
+        [_revised(c, networks[n], found.sets.get(maps[n].name, maps[n]), ids, wide.get(n, [])) for c, n in chains],
+    )
+
+
+def _revised(chain: Chain, network: Network, ports: NftSet, ids: set[str], touched: Iterable[EgressRule]) -> Screen:
+    """A network's chain, with what is now asked of the touched exceptions in place of what was."""
+    link, *exceptions, default = chain.rules
+    wide = [r for r in touched if not _keys(r)]
+    kept = [r for r in exceptions if isinstance(r.statement, Verdict) and r.owner not in ids]
+    rules = sorted((*kept, *(_wide(network, r) for r in wide)), key=attrgetter("owner"))
+    lists = tuple(s for r in wide for s in terms_of(r).sets)
+    return Screen(Chain(chain.name, (link, *_by_port(network, ports), *rules, default)), lists)
+
+
 def chain_name(network: Network) -> str:
     """An id fits as it is: nft's names take its dots and dashes, and 127 letters."""
     return f"egress_{network.id}"
@@ -52,16 +95,41 @@ def _exception(network: Network) -> Literal["accept", "drop"]:
     return "drop" if network.egress.default == "allow" else "accept"
 
 
-def _exact(network: Network, rules: list[EgressRule]) -> tuple[NftSet, list[Screen]]:
-    """The map of the exceptions that are elements, and the chains it leads to."""
+def _ports_of(network: Network) -> NftSet:
+    """The map of the exceptions that are elements, empty: it is there only while there are any."""
+    return NftSet(f"m_{chain_name(network)}", "inet_proto . inet_service", "verdict")
+
+
+def _keys(rule: EgressRule) -> Sequence[str]:
+    return [f"{rule.protocol} . {port}" for port in exact_ports(rule) or ()]
+
+
+def _grouped(rules: Iterable[EgressRule]) -> dict[str, list[EgressRule]]:
     groups: dict[str, list[EgressRule]] = {}
     for rule in rules:
-        for port in exact_ports(rule) or ():
-            groups.setdefault(f"{rule.protocol} . {port}", []).append(rule)
-    kind = _exception(network)
-    verdicts = {key: open_to(group, kind, "leave", "an exception") for key, group in groups.items()}
-    found = verdict_map(f"m_{chain_name(network)}", "inet_proto . inet_service", verdicts, groups)
-    return found, [v for v in verdicts.values() if isinstance(v, Screen)]
+        for key in _keys(rule):
+            groups.setdefault(key, []).append(rule)
+    return groups
+
+
+def _neighbours(rules: Iterable[EgressRule], network: str, keys: Iterable[str]) -> list[EgressRule]:
+    """The rules of a network that have one of the elements."""
+    doors: dict[str | int, list[int]] = {}
+    for key in keys:
+        protocol, port = key.split(" . ")
+        doors.setdefault(protocol, []).append(int(port))
+    return [r for r in rules if r.network == network and (d := doors.get(r.protocol)) and has_port(r, d)]
+
+
+def _open(network: Network, rules: Sequence[EgressRule]) -> str | Screen:
+    return open_to(rules, _exception(network), "leave", "an exception")
+
+
+def _exact(network: Network, rules: list[EgressRule]) -> tuple[NftSet, list[Screen]]:
+    """The map of the exceptions that are elements, and the chains it leads to."""
+    groups = _grouped(rules)
+    verdicts = {key: _open(network, group) for key, group in groups.items()}
+    return filled(_ports_of(network), verdicts, groups), [v for v in verdicts.values() if isinstance(v, Screen)]
 
 
 def _chain(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -> Chain:
@@ -70,9 +138,17 @@ def _chain(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -
 
 def _rules(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -> Iterator[FilterRule]:
     yield FilterRule((Match(("iifname",), (link,), negate=True),), DROP, "not from its network's link", network.id)
-    if ports.elements:
-        yield FilterRule((), VerdictMap(("meta l4proto", "th dport"), ports.name), "exceptions by port", network.id)
+    yield from _by_port(network, ports)
     for rule in wide:
-        yield FilterRule(terms_of(rule).matches, Verdict(_exception(network)), "an exception", rule.id)
+        yield _wide(network, rule)
     default = ACCEPT if network.egress.default == "allow" else DROP
     yield FilterRule((), default, f"by default {network.egress.default}", network.id, counter=default is DROP)
+
+
+def _by_port(network: Network, ports: NftSet) -> Iterator[FilterRule]:
+    if ports.elements:
+        yield FilterRule((), VerdictMap(("meta l4proto", "th dport"), ports.name), "exceptions by port", network.id)
+
+
+def _wide(network: Network, rule: EgressRule) -> FilterRule:
+    return FilterRule(terms_of(rule).matches, Verdict(_exception(network)), "an exception", rule.id)

@@ -109,9 +109,11 @@ class Fib:
             return "the way back to its source does not lead there (rp_filter)"
         return ""
 
-    def source_for(self, way: Way) -> str:
-        """The source the kernel gives a packet of ours that goes this way, "" where it has none."""
-        return way.source or self._first.get(way.link, "")
+    def source_for(self, way: Way, link: str = "") -> str:
+        """The source the kernel gives a packet of ours that goes this way (by `link`), "" where it has none."""
+        if way.source and link in ("", way.link):
+            return way.source
+        return self._first.get(link or way.link, "")
 
     def _setting(self, key: str, unset: str = "0") -> str:
         return self._settings.get(f"net.ipv4.{key}", unset)

@@ -6,12 +6,14 @@
     reroute    output: the router's own packets take their flow's uplink
 
 The firewall judges a packet before its translation, by the address and port it was sent to, so that it says
-the same whatever is behind the port. A packet to a public address meets two lookups in chain `public`:
+the same whatever is behind the port. A packet to a public address meets these lookups in chain `public`:
 
-    m_ingress           address . protocol . port -> accept, or a chain that asks for the source
+    m_ingress           address . protocol . port -> accept, or a chain that asks a long list of sources
+    s_from_<length>     network . address . protocol . port: open to that source; one set for each prefix length
+                        that a rule has
     m_ingress_address   address -> a chain of what no element can say: icmp, whole protocols, wide ranges
 
-and is dropped if neither takes it. Several rules that share an element unite in it: any of them may accept.
+and is dropped if none takes it. Several rules that share an element unite in it: any of them may accept.
 
 Marks come first in ingress and the firewall last, because a verdict from a map ends the chain; a flow that is
 dropped leaves no mark behind.
@@ -19,7 +21,7 @@ dropped leaves no mark behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from appliance.state import (
     Chain,
@@ -27,6 +29,7 @@ from appliance.state import (
     FieldName,
     FilterRule,
     Hook,
+    Masked,
     Match,
     NftSet,
     Ruleset,
@@ -38,7 +41,22 @@ from appliance.state import (
 )
 from appliance.values import bounds, dotted, number
 from router.config import Config, Firewall, Interface, Network
-from router.gate import Screen, amended, asked, exact_ports, open_to, owner_of, screen, terms_of, verdict_map
+from router.gate import (
+    FLAT_CIDRS,
+    Screen,
+    amended,
+    asked,
+    distinct,
+    exact_ports,
+    filled,
+    has_port,
+    network_of,
+    open_to,
+    owner_of,
+    rewritten,
+    screen,
+    terms_of,
+)
 from router.links import link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
 
@@ -46,6 +64,13 @@ ACCEPT, DROP = Verdict("accept"), Verdict("drop")
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
 PORT_KEY = "ipv4_addr . inet_proto . inet_service"
 CONTROL_PORT = "3922"
+# What ingress looks up, empty. Those by source are there only while a rule has a source of that length.
+_BY_SOURCE: Mapping[str, NftSet] = {f"s_from_{n}": NftSet(f"s_from_{n}", f"ipv4_addr . {PORT_KEY}") for n in range(33)}
+_INGRESS: Mapping[str, NftSet] = {
+    "m_ingress": NftSet("m_ingress", PORT_KEY, "verdict"),
+    "m_ingress_address": NftSet("m_ingress_address", "ipv4_addr", "verdict"),
+    **_BY_SOURCE,
+}
 
 _KNOWN = Match(("ct state",), ("established", "related"))
 _INVALID = Match(("ct state",), ("invalid",))
@@ -67,7 +92,7 @@ def compile_firewall(config: Config, facts: Facts) -> State:
                 Chain("input", _input_rules(config, facts), Hook("filter", "input", 0, "drop")),
                 Chain("forward", _forward_rules(), Hook("filter", "forward", 0, "drop")),
                 Chain("reroute", _reroute_rules(), Hook("route", "output", -150)),
-                Chain("public", _public_rules()),
+                _public(s.name for s in inward),
                 *(found.chain for found in screens),
             ),
         )
@@ -79,18 +104,18 @@ def revise_firewall(ruleset: Ruleset, config: Config, touched: Sequence[Touched]
     before = [t.before for t in touched if isinstance(t.before, Firewall)]
     after = [t.after for t in touched if isinstance(t.after, Firewall)]
     ids = {t.id for t in touched}
+    wanted = {e for rule in (*before, *after) for e in _elements(rule)}
+    # An element of one owner who is touched has nobody else: only the others must be searched for.
+    shared = [e for e in wanted if (owner := _owner(ruleset, e)) and owner not in ids]
+    groups = _grouped((*after, *_neighbours(config.firewall, shared, ids)))
     edits: dict[str, dict[str, tuple[str | Screen, str] | None]] = {}
-    for name, keys_of, judge in (
-        ("m_ingress", _exact_keys, _exact_verdict),
-        ("m_ingress_address", _address_keys, _address_verdict),
-    ):
-        keys = {k for rule in (*before, *after) for k in keys_of(rule)}
-        owners = ruleset.sets[name].owners
-        # An element of one owner who is touched has nobody else: only the others must be searched for.
-        shared = any(owners.get(k, "") not in ids and k in owners for k in keys)
-        groups = _grouped(config.firewall if shared else after, keys_of, keys)
-        edits[name] = {k: (judge(g), owner_of([r.id for r in g])) if (g := groups.get(k)) else None for k in keys}
-    return amended(ruleset, edits)
+    for name, key in wanted:
+        group = groups.get(name, {}).get(key)
+        edits.setdefault(name, {})[key] = (_value(name, group), owner_of([r.id for r in group])) if group else None
+    found = amended(ruleset, edits, _BY_SOURCE)
+    if found.sets.keys() & _BY_SOURCE.keys() == ruleset.sets.keys() & _BY_SOURCE.keys():
+        return found
+    return rewritten(found, [Screen(_public(found.sets), ())])
 
 
 # --- ingress ------------------------------------------------------------------------------------------------
@@ -117,61 +142,94 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
     )
 
 
-def _public_rules() -> tuple[FilterRule, ...]:
-    return (
-        FilterRule((), VerdictMap(SENT_TO, "m_ingress"), "open ports"),
-        FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
-        FilterRule((), DROP, "no firewall rule lets it in", counter=True),
+def _public(sets: Iterable[str]) -> Chain:
+    """The chain that judges what was sent to a public address; `sets` name those there are."""
+    lengths = sorted((int(name.removeprefix("s_from_")) for name in sets if name in _BY_SOURCE), reverse=True)
+    return Chain(
+        "public",
+        (
+            FilterRule((), VerdictMap(SENT_TO, "m_ingress"), "open ports"),
+            *(_from(length) for length in lengths),
+            FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
+            FilterRule((), DROP, "no firewall rule lets it in", counter=True),
+        ),
     )
 
 
-def _ingress(rules: Iterable[Firewall]) -> tuple[tuple[NftSet, ...], list[Screen]]:
-    """m_ingress and m_ingress_address, and the chains they lead to."""
-    exact: dict[str, list[Firewall]] = {}
-    wide: dict[str, list[Firewall]] = {}
-    for rule in rules:
-        for key in (keys := _exact_keys(rule)):
-            exact.setdefault(key, []).append(rule)
-        if not keys:
-            wide.setdefault(rule.address, []).append(rule)
-    ports = {key: _exact_verdict(group) for key, group in exact.items()}
-    addresses = {key: _address_verdict(group) for key, group in wide.items()}
-    return (
-        verdict_map("m_ingress", PORT_KEY, ports, exact),
-        verdict_map("m_ingress_address", "ipv4_addr", addresses, wide),
-    ), [v for v in (*ports.values(), *addresses.values()) if isinstance(v, Screen)]
+def _from(length: int) -> FilterRule:
+    fields = (Masked("ip saddr", length), *SENT_TO)
+    return FilterRule((Match(fields, set=f"s_from_{length}"),), ACCEPT, "ports open to a source")
 
 
-def _exact_keys(rule: Firewall) -> Sequence[str]:
+def _ingress(rules: Iterable[Firewall]) -> tuple[list[NftSet], list[Screen]]:
+    """The sets and maps of ingress, and the chains that they lead to."""
+    sets: list[NftSet] = []
+    screens: list[Screen] = []
+    for name, groups in _grouped(rules).items():
+        values = {key: _value(name, group) for key, group in groups.items()}
+        sets.append(filled(_INGRESS[name], values, groups))
+        screens += [v for v in values.values() if isinstance(v, Screen)]
+    return sets, screens
+
+
+# What a rule puts into ingress: the name of the set or map, and the key.
+_Element = tuple[str, str]
+
+
+def _elements(rule: Firewall) -> Sequence[_Element]:
     ports = exact_ports(rule)
     if ports is None:
-        return ()
+        return [("m_ingress_address", rule.address)]
     head = f"{rule.address} . {rule.protocol} . "
-    return [f"{head}{port}" for port in ports]
+    sources = distinct(rule.sources)
+    if not sources or len(sources) > FLAT_CIDRS:
+        return [("m_ingress", f"{head}{port}") for port in ports]
+    networks = map(network_of, sources)
+    return [(f"s_from_{length}", f"{address} . {head}{port}") for address, length in networks for port in ports]
 
 
-def _address_keys(rule: Firewall) -> Sequence[str]:
-    return (rule.address,) if exact_ports(rule) is None else ()
-
-
-def _exact_verdict(rules: Sequence[Firewall]) -> str | Screen:
-    return open_to(rules, "accept", "from", "from where the firewall allows")
-
-
-def _address_verdict(rules: Sequence[Firewall]) -> str | Screen:
-    return screen("open", asked(map(terms_of, rules)), ACCEPT, "the firewall allows")
-
-
-def _grouped(
-    rules: Iterable[Firewall], keys_of: Callable[[Firewall], Sequence[str]], wanted: set[str]
-) -> dict[str, list[Firewall]]:
-    addresses = {key.partition(" ")[0] for key in wanted}
-    groups: dict[str, list[Firewall]] = {}
+def _grouped(rules: Iterable[Firewall]) -> dict[str, dict[str, list[Firewall]]]:
+    """For each set or map, the rules of each key."""
+    groups: dict[str, dict[str, list[Firewall]]] = {"m_ingress": {}, "m_ingress_address": {}}
     for rule in rules:
-        if rule.address in addresses:
-            for key in wanted.intersection(keys_of(rule)):
-                groups.setdefault(key, []).append(rule)
+        for name, key in _elements(rule):
+            groups.setdefault(name, {}).setdefault(key, []).append(rule)
     return groups
+
+
+def _value(name: str, rules: Sequence[Firewall]) -> str | Screen:
+    """What the element is that these rules share."""
+    if name == "m_ingress":
+        return open_to(rules, "accept", "from", "from where the firewall allows")
+    if name == "m_ingress_address":
+        return screen("open", asked(map(terms_of, rules)), ACCEPT, "the firewall allows")
+    return ""
+
+
+def _owner(ruleset: Ruleset, element: _Element) -> str | None:
+    found = ruleset.sets.get(element[0])
+    return found.owners.get(element[1]) if found else None
+
+
+def _neighbours(rules: Iterable[Firewall], shared: Sequence[_Element], ids: set[str]) -> list[Firewall]:
+    """The rules but those of `ids` that may have one of the elements: those of the same address and port."""
+    if not shared:
+        return []
+    addresses = {key for name, key in shared if name == "m_ingress_address"}
+    doors: dict[tuple[str, str | int], list[int]] = {}
+    for name, key in shared:
+        if name != "m_ingress_address":
+            address, protocol, port = key.split(" . ")[-3:]
+            doors.setdefault((address, protocol), []).append(int(port))
+    return [
+        r
+        for r in rules
+        if r.id not in ids
+        and (
+            (r.address in addresses and exact_ports(r) is None)
+            or ((ports := doors.get((r.address, r.protocol))) and has_port(r, ports))
+        )
+    ]
 
 
 # --- the ways out, and the router's own flows ---------------------------------------------------------------

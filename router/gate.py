@@ -1,11 +1,15 @@
 """What ingress, egress and restricted forwards share: elements that lead to small chains.
 
 A rule of the document becomes an element wherever a packet can be looked up exactly (protocol and port); the
-element's verdict is the rule's own, or a jump to a chain that asks what an element cannot: from where, to
-where, which icmp type, which wide range. Such a chain is named by a digest of its content, so that equal
-questions are asked by one chain, however many elements lead to it (a chain costs the kernel 35 us, an element
-9). A list of more than four CIDRs is one interval set, named by its digest too, shared by whoever has the
-same list.
+element's verdict is the rule's own, or a jump to a chain that asks what an element cannot: to where, which icmp
+type, which wide range. From where an element can say too: the source's network stands in its key, in a set for
+each prefix length, looked up with the packet's source cut to that length. A list of more than sixteen sources
+is asked in a chain again.
+
+Such a chain is named by a digest of its content, so that equal questions are asked by one chain, however many
+elements lead to it (a chain costs the kernel 35 us, an element 9, and nft fetches every chain before it changes
+one element). A list of more than four CIDRs is one interval set, named by its digest too, shared by whoever has
+the same list.
 
 `amended` is the other half: the same ruleset after the elements of a few objects changed, at the cost of the
 change. Whatever is not touched stays the same object, and a chain or a set that nobody leads to any more
@@ -20,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Literal
 
 from appliance.state import Chain, FieldName, FilterRule, Match, NftSet, Ruleset, Verdict
@@ -27,6 +32,7 @@ from appliance.values import merged, shortest
 from router.config import EgressRule, Firewall
 
 EXACT_PORTS = 64  # a range up to this many ports is that many elements; a wider one is a rule in a chain
+FLAT_CIDRS = 16  # a list up to this long is so many elements a port; a longer one is asked in a chain
 INLINE_CIDRS = 4  # a list up to this long stands in the rule; a longer one is a set
 EVERYONE = "0.0.0.0/0"
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}
@@ -102,6 +108,12 @@ def exact_ports(rule: Gated) -> range | None:
     return range(ports.first, ports.last + 1)
 
 
+def has_port(rule: Gated, ports: Iterable[int]) -> bool:
+    """Is the rule elements, one of them with one of these ports?"""
+    span = rule.ports
+    return exact_ports(rule) is not None and span is not None and any(span.first <= p <= span.last for p in ports)
+
+
 def ends_of(rule: Gated) -> Terms:
     """From where and to where: what is left to ask of a packet that an element has found."""
     return _ends(rule.sources, _destinations(rule))
@@ -132,6 +144,12 @@ def distinct(cidrs: tuple[str, ...]) -> tuple[str, ...]:
     if len(cidrs) > 1:
         return _distinct(cidrs)
     return () if EVERYONE in cidrs else tuple(map(shortest, cidrs))
+
+
+def network_of(cidr: str) -> tuple[str, int]:
+    """A canonical CIDR as address and length; the length of one address is 32."""
+    address, _, length = cidr.partition("/")
+    return address, int(length or 32)
 
 
 @lru_cache(maxsize=2048)
@@ -213,18 +231,17 @@ def _open_to_one(
     return kind if ends == ANYTHING else screen(prefix, (ends,), Verdict(kind), why)
 
 
-def verdict_map(
-    name: str, key: str, verdicts: Mapping[str, str | Screen], groups: Mapping[str, Sequence[Gated]]
-) -> NftSet:
-    """The map of these verdicts, each owned by the rules of its group."""
-    elements = {k: text_of(v) for k, v in verdicts.items()}
+def filled(empty: NftSet, values: Mapping[str, str | Screen], groups: Mapping[str, Sequence[Gated]]) -> NftSet:
+    """The set or map with these values, each owned by the rules of its group."""
+    elements = {k: text_of(v) for k, v in values.items()}
     owners = {k: owner_of([r.id for r in group]) for k, group in groups.items()}
-    return NftSet(name, key, "verdict", elements=elements, owners=owners)
+    return replace(empty, elements=elements, owners=owners)
 
 
 # --- the change of a few elements ---------------------------------------------------------------------------
 
-# map -> key -> (verdict or value, owner), or None where the key goes
+EMPTY_SETS: Mapping[str, NftSet] = MappingProxyType({})
+# set or map -> key -> (verdict or value, owner), or None where the key goes
 Edits = Mapping[str, Mapping[str, tuple[str | Screen, str] | None]]
 
 
@@ -233,28 +250,50 @@ def text_of(value: str | Screen) -> str:
     return value if isinstance(value, str) else value.verdict
 
 
-def amended(ruleset: Ruleset, edits: Edits) -> Ruleset:
-    """`ruleset` after `edits`: copies of the maps they change, the rest as it is."""
+def amended(ruleset: Ruleset, edits: Edits, passing: Mapping[str, NftSet] = EMPTY_SETS) -> Ruleset:
+    """`ruleset` after `edits`: copies of the maps they change, the rest as it is.
+
+    `passing` are, empty, the sets that are there only while they have elements; who asks them is the caller's.
+    """
     sets = dict(ruleset.sets)
     come: dict[str, Screen] = {}
     left: set[str] = set()
     for name, changes in edits.items():
-        old = sets[name]
+        old = sets[name] if name in sets else passing[name]
         changed = {k: v for k, v in changes.items() if _differs(old, k, v)}
         if not changed:
             continue
         new = sets[name] = _edited(old, changed)
         come.update((v[0].chain.name, v[0]) for v in changed.values() if v and isinstance(v[0], Screen))
-        # A kind of chain is led to from one map only: its values tell whether a chain is still wanted.
-        leads = {verdict for k in changed if (verdict := old.elements.get(k, "")).startswith("jump ")}
-        left |= {verdict[5:] for verdict in leads if verdict not in new.elements.values()}
+        left |= {verdict for k in changed if (verdict := old.elements.get(k, "")).startswith("jump ")}
+        if name in passing and not new.elements:
+            del sets[name]
+    if left:
+        maps = [s.elements.values() for s in sets.values() if s.value == "verdict"]
+        left = {verdict[5:] for verdict in left if not any(verdict in values for values in maps)}
     for screen in come.values():
         sets.update((s.name, s) for s in screen.sets if s.name not in sets)
     chains, gone = _rechained(ruleset.chains, [screen.chain for screen in come.values()], left)
+    _forget_lists(sets, gone, chains)
+    return Ruleset(sets, chains)
+
+
+def rewritten(ruleset: Ruleset, screens: Iterable[Screen]) -> Ruleset:
+    """`ruleset` with these chains in place of those of the same names."""
+    new = {s.chain.name: s for s in screens}
+    sets = dict(ruleset.sets)
+    for screen in new.values():
+        sets.update((s.name, s) for s in screen.sets if s.name not in sets)
+    chains = tuple(new[c.name].chain if c.name in new else c for c in ruleset.chains)
+    _forget_lists(sets, [c for c in ruleset.chains if c.name in new], chains)
+    return Ruleset(sets, chains)
+
+
+def _forget_lists(sets: dict[str, NftSet], gone: Iterable[Chain], chains: Iterable[Chain]) -> None:
+    """Take out the shared lists that only the chains asked that are gone."""
     if lists := {name for chain in gone for name in _lists(chain)}:
         for name in lists - {name for chain in chains for name in _lists(chain)}:
             del sets[name]
-    return Ruleset(sets, chains)
 
 
 def _differs(old: NftSet, key: str, change: tuple[str | Screen, str] | None) -> bool:

@@ -1,7 +1,9 @@
 """Translations: forwards and static NATs in, source NAT and static NAT out, and the hairpin between.
 
-    dstnat, dstnat_own   prerouting and output, nat -100: four lookups, the first that answers wins
-        m_forward_from   address . protocol . port -> a chain of translations by source
+    dstnat, dstnat_own   prerouting and output, nat -100: a few lookups, the first that answers wins
+        m_forward_from_<length>  network . address . protocol . port -> target . port, for who comes from that
+                         network; one map for each prefix length that a forward has
+        m_forward_from   address . protocol . port -> a chain of translations by long lists of sources
         m_forward        address . protocol . port -> target . port
         m_forward_range  address . protocol . ports -> target, the port stays (ranges that don't shift)
         m_static_nat     address -> guest
@@ -19,6 +21,7 @@ exact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from appliance.state import (
@@ -27,6 +30,7 @@ from appliance.state import (
     FieldName,
     FilterRule,
     Hook,
+    Masked,
     Match,
     Nat,
     NftSet,
@@ -36,12 +40,37 @@ from appliance.state import (
     VerdictMap,
 )
 from router.config import Config, Forward, StaticNat
-from router.gate import INLINE_CIDRS, Screen, Terms, amended, cidr_set, digest, distinct, owner_of
+from router.gate import (
+    EVERYONE,
+    EXACT_PORTS,
+    FLAT_CIDRS,
+    INLINE_CIDRS,
+    Screen,
+    Terms,
+    amended,
+    cidr_set,
+    digest,
+    distinct,
+    network_of,
+    owner_of,
+    rewritten,
+)
 from router.links import link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
 
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
 PORT_KEY = "ipv4_addr . inet_proto . inet_service"
+MOST_FLAT = FLAT_CIDRS * EXACT_PORTS  # a forward by source that would be more elements is asked in a chain
+_BY_SOURCE: Mapping[str, NftSet] = {
+    f"m_forward_from_{n}": NftSet(f"m_forward_from_{n}", f"ipv4_addr . {PORT_KEY}", "ipv4_addr . inet_service")
+    for n in range(33)
+}
+_FORWARDS: Mapping[str, NftSet] = {
+    "m_forward": NftSet("m_forward", PORT_KEY, "ipv4_addr . inet_service"),
+    "m_forward_range": NftSet("m_forward_range", PORT_KEY, "ipv4_addr", interval=True),
+    "m_forward_from": NftSet("m_forward_from", PORT_KEY, "verdict"),
+    **_BY_SOURCE,
+}
 _TRANSLATED = Match(("ct status",), ("dnat",))
 
 
@@ -56,8 +85,7 @@ def compile_nat(config: Config, facts: Facts) -> State:
         ruleset=Ruleset(
             {s.name: s for s in sets},
             (
-                Chain("dstnat", _in_rules(), Hook("nat", "prerouting", -100)),
-                Chain("dstnat_own", _in_rules(), Hook("nat", "output", -100)),
+                *_in_chains(s.name for s in forwards),
                 Chain("srcnat", _out_rules(known), Hook("nat", "postrouting", 100)),
                 *(found.chain for found in screens),
             ),
@@ -65,9 +93,21 @@ def compile_nat(config: Config, facts: Facts) -> State:
     )
 
 
-def _in_rules() -> tuple[FilterRule, ...]:
+def _in_chains(sets: Iterable[str]) -> tuple[Chain, Chain]:
+    """The chains of destination NAT, for packets from outside and for our own; `sets` name those there are."""
+    lengths = sorted((int(name.removeprefix("m_forward_from_")) for name in sets if name in _BY_SOURCE), reverse=True)
+    rules = _in_rules(lengths)
     return (
-        FilterRule((), VerdictMap(SENT_TO, "m_forward_from"), "forwards by source"),
+        Chain("dstnat", rules, Hook("nat", "prerouting", -100)),
+        Chain("dstnat_own", rules, Hook("nat", "output", -100)),
+    )
+
+
+def _in_rules(lengths: Iterable[int]) -> tuple[FilterRule, ...]:
+    by_source = (Nat("dnat", (Masked("ip saddr", n), *SENT_TO), f"m_forward_from_{n}") for n in lengths)
+    return (
+        *(FilterRule((), nat, "forwards by source") for nat in by_source),
+        FilterRule((), VerdictMap(SENT_TO, "m_forward_from"), "forwards by long lists of sources"),
         FilterRule((), Nat("dnat", SENT_TO, "m_forward"), "forwards"),
         FilterRule((), Nat("dnat", SENT_TO, "m_forward_range"), "forwards of ranges"),
         FilterRule((), Nat("dnat", ("ip daddr",), "m_static_nat"), "static NAT in"),
@@ -93,15 +133,20 @@ def _out_rules(known: tuple[Uplink, ...]) -> tuple[FilterRule, ...]:
 
 # --- forwards -----------------------------------------------------------------------------------------------
 
-# What one forward puts into a map: the map's name, the key and the value; a restricted forward's value is its
-# target.
+# What one forward puts into a map: the map's name, the key and the value; in m_forward_from that is its target.
 Element = tuple[str, str, str]
 
 
 def _elements(forward: Forward) -> Iterator[Element]:
     ports, shift = forward.ports, _shift(forward)
     head = f"{forward.address} . {forward.protocol} . "
-    if forward.sources:
+    sources = (distinct(forward.sources) or (EVERYONE,)) if forward.sources else ()
+    if sources and len(sources) <= FLAT_CIDRS and len(sources) * (ports.last - ports.first + 1) <= MOST_FLAT:
+        for address, length in map(network_of, sources):
+            for port in range(ports.first, ports.last + 1):
+                value = f"{forward.target} . {port + shift}"
+                yield f"m_forward_from_{length}", f"{address} . {head}{port}", value
+    elif sources:
         for port in range(ports.first, ports.last + 1):
             yield (
                 "m_forward_from",
@@ -121,9 +166,9 @@ def _shift(forward: Forward) -> int:
 
 
 def _forwards(forwards: Iterable[Forward]) -> tuple[tuple[NftSet, ...], list[Screen]]:
-    """The three maps of forwards, and the chains that m_forward_from leads to."""
-    values: dict[str, dict[str, str]] = {"m_forward": {}, "m_forward_range": {}, "m_forward_from": {}}
-    owners: dict[str, dict[str, str]] = {name: {} for name in values}
+    """The maps of forwards, and the chains that m_forward_from leads to."""
+    values: dict[str, dict[str, str]] = {name: {} for name in _FORWARDS}
+    owners: dict[str, dict[str, str]] = {name: {} for name in _FORWARDS}
     shared: dict[str, list[tuple[Forward, str]]] = {}
     for forward in forwards:
         for name, key, value in _elements(forward):
@@ -135,15 +180,8 @@ def _forwards(forwards: Iterable[Forward]) -> tuple[tuple[NftSet, ...], list[Scr
     screens = {key: _by_source(group) for key, group in shared.items()}
     values["m_forward_from"] = {key: found.verdict for key, found in screens.items()}
     owners["m_forward_from"] = {key: owner_of([f.id for f, _ in group]) for key, group in shared.items()}
-    kinds = {
-        "m_forward": "ipv4_addr . inet_service",
-        "m_forward_range": "ipv4_addr",
-        "m_forward_from": "verdict",
-    }
-    sets = (
-        NftSet(name, PORT_KEY, kinds[name], name == "m_forward_range", found, owners[name])
-        for name, found in values.items()
-    )
+    there = (name for name, found in values.items() if found or name not in _BY_SOURCE)
+    sets = (replace(_FORWARDS[name], elements=values[name], owners=owners[name]) for name in there)
     return tuple(sets), list(screens.values())
 
 
@@ -172,9 +210,7 @@ def revise_forwards(ruleset: Ruleset, config: Config, touched: Sequence[Touched]
     """`ruleset` after these forwards changed: their elements, and nobody else's."""
     before = [t.before for t in touched if isinstance(t.before, Forward)]
     after = [t.after for t in touched if isinstance(t.after, Forward)]
-    edits: dict[str, dict[str, tuple[str | Screen, str] | None]] = {
-        name: {} for name in ("m_forward", "m_forward_range", "m_forward_from")
-    }
+    edits: dict[str, dict[str, tuple[str | Screen, str] | None]] = {name: {} for name in _FORWARDS}
     for forward in before:
         for name, key, _ in _elements(forward):
             edits[name][key] = None
@@ -194,7 +230,10 @@ def revise_forwards(ruleset: Ruleset, config: Config, touched: Sequence[Touched]
         for key in keys:
             group = groups.get(key)
             edits["m_forward_from"][key] = (_by_source(group), owner_of([f.id for f, _ in group])) if group else None
-    return amended(ruleset, edits)
+    found = amended(ruleset, {name: changes for name, changes in edits.items() if changes}, _BY_SOURCE)
+    if found.sets.keys() & _BY_SOURCE.keys() == ruleset.sets.keys() & _BY_SOURCE.keys():
+        return found
+    return rewritten(found, [Screen(chain, ()) for chain in _in_chains(found.sets)])
 
 
 def _restricted(forwards: Iterable[Forward], keys: Iterable[str]) -> list[Forward]:

@@ -1,6 +1,6 @@
 """What a document means: the fate of any packet that starts a flow, in plain Python, without a kernel.
 
-This is router/README.md's nine rules once more, in their order and in their words. It knows nothing of nftables, marks
+This is router/README.md's rules once more, in their order and in their words. It knows nothing of nftables, marks
 or routing tables, on purpose: it was written without looking at the compiler, and the tests hold compiler, kernel and
 this page against each other. To learn what the product does, read `verdict` and go down.
 
@@ -13,8 +13,8 @@ this page against each other. To learn what the product does, read `verdict` and
                  └─ sent_from    ── rule 6: source NAT
     every way out: way_out, uplink_of  ── rule 9
 
-Rule 1 (what follows in a flow follows its first packet) is the kernel's connection tracking, and no packet of it
-reaches this page.
+Rule 1 (what follows in a flow follows its first packet) is the kernel's connection tracking: here is only which way an
+`answer` goes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,21 @@ def verdict(config: Config, packet: Packet) -> Outcome:
     if is_for_us(config, packet.destination):
         return to_router(config, packet, came_by)
     return onwards(config, packet, came_by)
+
+
+def answer(config: Config, packet: Packet) -> Outcome:
+    """What becomes of the answer to a packet that was let in (rule 1): back from where the question was sent to.
+
+    The outcome is the answer's: of the packet's addresses and ports each in the other's place.
+    """
+    came_by = next((i for i in config.interfaces if i.id == packet.in_interface), None)
+    sport, dport = (packet.destination_port, packet.source_port) if packet.has_ports else (None, None)
+    if came_by is None:
+        return Outcome("local", "", packet.destination, packet.source, sport, dport, (), "an answer to the router")
+    out = way_out(config, packet.source, uplink_of(config, packet, came_by))
+    if out is None:
+        return dropped(packet, f"there is no way back to {packet.source}")
+    return Outcome("forwarded", out.id, packet.destination, packet.source, sport, dport, (out.id,), "an answer")
 
 
 def starts_a_flow(packet: Packet) -> bool:

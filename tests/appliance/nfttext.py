@@ -19,7 +19,8 @@ class Refused(Exception):
 @dataclass
 class Set:
     spec: str
-    elements: dict[str, tuple[str, str]] = field(default_factory=dict)  # key: value, owner
+    elements: dict[str, str] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict, compare=False)  # for people: an owner alone is no change
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Table:
             self._need(key not in self.sets[name].elements, f"{name}: {key} exists")
             word, _, target = value.partition(" ")
             self._need(word not in ("jump", "goto") or target in self.chains, f"{name}: no chain {target}")
-            self.sets[name].elements[key] = (value, owner)
+            self.sets[name].elements[key], self.sets[name].comments[key] = value, owner
 
     def _add_element(self, name: str, rest: str) -> None:
         self._add_elements(name, rest.removeprefix("{ ").removesuffix(" }"))
@@ -134,11 +135,11 @@ class Table:
     def _delete_element(self, name: str, rest: str) -> None:
         for key in rest.removeprefix("{ ").removesuffix(" }").split(", "):
             self._need(key in self.sets[name].elements, f"{name}: no element {key}")
-            del self.sets[name].elements[key]
+            del self.sets[name].elements[key], self.sets[name].comments[key]
 
     def _nobody_names(self, pattern: str, words: str) -> None:
         bodies = [r.rpartition(" comment ")[0] or r for c in self.chains.values() for r in c.rules]
-        values = [v for s in self.sets.values() for v, _ in s.elements.values()]
+        values = [v for s in self.sets.values() for v in s.elements.values()]
         self._need(not any(re.search(pattern, text) for text in (*bodies, *values)), words)
 
     @staticmethod

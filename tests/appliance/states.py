@@ -117,7 +117,9 @@ def states(draw: st.DrawFn) -> State:
             )
             for name in draw(st.lists(of("dnsd", "vpnd"), unique=True))
         ),
-        sysctls=tuple(Sysctl(key, draw(of("0", "1"))) for key in ("net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter")),
+        sysctls=tuple(
+            Sysctl(key, draw(of("0", "1"))) for key in ("net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter")
+        ),
         links=tuple(Link(NAMES[i], MACS[i], draw(st.sampled_from((1500, 1400)))) for i in links),
         addresses=tuple(
             Address(name, cidr, draw(st.booleans()))

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.changes import apply_operations, collections
@@ -101,6 +101,7 @@ operations = st.one_of(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(operations, min_size=1, max_size=8), st.lists(operations, max_size=8))
 def test_operations_are_what_a_dictionary_would_do(first: list[Any], second: list[Any]) -> None:
     config, wanted = CONFIG, {"hello": "hello"}

@@ -192,7 +192,7 @@ def test_every_problem_with_its_path_in_one_answer(rig: Rig) -> None:
     doors = [{"id": "d", "port": 0, "target": "x"}, {"id": "e", "port": 1, "target": "10.0.0.1", "color": "red"}]
     answer = rig.put({"wires": [], "doors": doors, "notes": 3})
     paths = [p["path"] for p in answer.body["problems"]]
-    assert paths == ["config.doors[d].port", "config.doors[d].target", "config.doors[e].color", "config.notes"]
+    assert paths == ["config.notes", "config.doors[d].port", "config.doors[d].target", "config.doors[e].color"]
     change = (put_in("doors", id="d", port=0, target="x"), remove("notes", "none"), put_in("windows", id="w"))
     paths = [p["path"] for p in rig.patch(*change).body["problems"]]
     assert paths == [

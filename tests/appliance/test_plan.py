@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from appliance.fake import FakeHost, facts
 from appliance.plan import Flows, Step, diff, digest, lines, outline, plan
@@ -40,6 +40,7 @@ def taken(host: FakeHost, steps: tuple[Step, ...]) -> None:
         host.commit(step)
 
 
+@settings(max_examples=25)
 @given(states(), states())
 def test_taken_step_by_step_it_leads_there(before: State, after: State) -> None:
     host = FakeHost(facts(*MACS))
@@ -51,6 +52,7 @@ def test_taken_step_by_step_it_leads_there(before: State, after: State) -> None:
     assert not of_machine(plan(host.observe(after, [host.machine]), after))
 
 
+@settings(max_examples=25)
 @given(states(), states())
 def test_and_back(before: State, after: State) -> None:
     host = FakeHost(facts(*MACS))
@@ -60,6 +62,7 @@ def test_and_back(before: State, after: State) -> None:
     assert not of_machine(plan(host.observe(before, [host.machine]), before))
 
 
+@settings(max_examples=25)
 @given(states())
 def test_no_plan_to_oneself(state: State) -> None:
     assert plan(state, state) == ()
@@ -68,6 +71,7 @@ def test_no_plan_to_oneself(state: State) -> None:
     assert diff(state, copy) == ""
 
 
+@settings(max_examples=25)
 @given(states(), states())
 def test_order(before: State, after: State) -> None:
     steps = plan(before, after)
@@ -87,6 +91,7 @@ def test_order(before: State, after: State) -> None:
     assert all(s.verb == "stop" or i > max(stops, default=-1) for i, s in enumerate(steps) if s.kind == "unit")
 
 
+@settings(max_examples=25)
 @given(states(), states())
 def test_the_hash_is_the_plan_s(before: State, after: State) -> None:
     steps = plan(before, after)
@@ -153,14 +158,21 @@ def test_a_route_is_known_by_destination_table_and_metric() -> None:
 
 
 def test_an_address_that_moves_is_added_before_it_is_removed() -> None:
-    before, after = State(addresses=(Address("eth1", "10.0.0.1/24"),)), State(addresses=(Address("eth2", "10.0.0.1/24"),))
+    before, after = (
+        State(addresses=(Address("eth1", "10.0.0.1/24"),)),
+        State(addresses=(Address("eth2", "10.0.0.1/24"),)),
+    )
     steps = plan(before, after)
     assert [str(s) for s in steps] == ["add address 10.0.0.1/24 on eth2", "remove address 10.0.0.1/24 on eth1"]
 
 
 def test_owners_alone_are_no_change() -> None:
-    before = State(links=(Link("eth0", "m", owner="a"),), files=(File("/a", "", owner="a"),), rules=(Rule(1, 2, owner="a"),))
-    after = State(links=(Link("eth0", "m", owner="b"),), files=(File("/a", "", owner="b"),), rules=(Rule(1, 2, owner="b"),))
+    before = State(
+        links=(Link("eth0", "m", owner="a"),), files=(File("/a", "", owner="a"),), rules=(Rule(1, 2, owner="a"),)
+    )
+    after = State(
+        links=(Link("eth0", "m", owner="b"),), files=(File("/a", "", owner="b"),), rules=(Rule(1, 2, owner="b"),)
+    )
     assert plan(before, after) == ()
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from appliance import ruleset as nftext
 from appliance.plan import plan
@@ -110,6 +110,7 @@ def test_a_rule_is_known_by_all_that_it_says() -> None:
     assert len({rule_digest(r) for r in (rule, *others)}) == 5
 
 
+@settings(max_examples=25)
 @given(rulesets(), rulesets())
 def test_a_delta_leads_where_the_whole_leads(before: Ruleset, after: Ruleset) -> None:
     change = delta(before, after)
@@ -122,6 +123,7 @@ def test_a_delta_leads_where_the_whole_leads(before: Ruleset, after: Ruleset) ->
     assert Table().take(whole(before)).take(change.text) == Table().take(whole(after))
 
 
+@settings(max_examples=25)
 @given(rulesets())
 def test_no_delta_to_oneself(table: Ruleset) -> None:
     copy = Ruleset(dict(table.sets), tuple(replace(c) for c in table.chains))
@@ -188,6 +190,7 @@ def listing(table: Ruleset) -> Listing:
     return Listing({c.name: c.hook for c in reversed(table.chains)}, comments, sets)
 
 
+@settings(max_examples=25)
 @given(rulesets())
 def test_what_is_as_wished_is_the_wished(table: Ruleset) -> None:
     seen = observed(listing(table), table)
@@ -195,6 +198,7 @@ def test_what_is_as_wished_is_the_wished(table: Ruleset) -> None:
     assert all(seen.sets[n] is s for n, s in table.sets.items())
 
 
+@settings(max_examples=25)
 @given(rulesets(), rulesets())
 def test_what_is_otherwise_is_seen_and_put_right(there: Ruleset, wished: Ruleset) -> None:
     seen = observed(listing(there), wished)
@@ -222,7 +226,9 @@ def test_same_spec() -> None:
 
 
 def test_the_reader_of_these_tests_bites() -> None:
-    table = whole(Ruleset({}, (Chain("c", (FilterRule((), DROP),)), Chain("d", (FilterRule((), Verdict("jump", "c")),)))))
+    table = whole(
+        Ruleset({}, (Chain("c", (FilterRule((), DROP),)), Chain("d", (FilterRule((), Verdict("jump", "c")),))))
+    )
     for text in (
         "delete chain inet narthex c",
         "flush chain inet narthex c\ndelete chain inet narthex c",

@@ -45,8 +45,8 @@ def test_shell() -> None:
 
 
 def is_shell_script(path: Path) -> bool:
-    if path.suffix == ".sh":
-        return True
+    if path.suffix in (".sh", ".j2"):  # a template is no script yet
+        return path.suffix == ".sh"
     with path.open("rb") as file:
         return re.match(rb"#!\S*[/ ](?:env +)?(?:ba|da)?sh\b", file.readline(80)) is not None
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from errno import ECONNREFUSED, EHOSTUNREACH, EMSGSIZE, ENETUNREACH
+from errno import ECONNREFUSED, EHOSTUNREACH, ENETUNREACH
 from typing import Protocol
 
 from mgmt.hosts.namespace import Ground
@@ -146,8 +146,9 @@ def _read(question: _Question) -> Reply | None:
     except ConnectionError:
         return Reply("refused")
     except OSError as error:
-        assert error.errno in (EHOSTUNREACH, ENETUNREACH, EMSGSIZE), error
-        return Reply("unreachable")
+        if error.errno in (EHOSTUNREACH, ENETUNREACH):
+            return Reply("unreachable")
+        raise
 
 
 def opened(call: Call, kind: int, protocol: int = 0) -> socket.socket:

@@ -19,9 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+from appliance.conntrack import Conntrack
+from appliance.plan import Flows
 from mgmt.hosts.namespace import Process
 from mgmt.push import Answer
-from tests.bed import CELL, Bed, wait_for
+from tests.bed import Bed, wait_for
 from tests.netns import calls
 from tests.netns.calls import Call, Flow, Reply, Stream
 from tests.netns.machines import Machine, Services
@@ -75,9 +77,12 @@ class Stage:
             for bridge in self.more_bridges:
                 self.bed.ground.run(("ip", "link", "add", f"nx-{bridge}", "type", "bridge"))
                 self.bed.ground.run(("ip", "link", "set", f"nx-{bridge}", "up"))
-            stack.callback(self._hush)
+            stack.callback(self.services.stop)
             for name, (links, routes) in _MACHINES.items():
-                stack.enter_context(self._add(name, links, routes))
+                machine = self.machines[name] = stack.enter_context(Machine(f"{self.bed.name}-{name}", name))
+                machine.settle(self.bed.ground, links, routes)
+                self.services.serve(machine)
+            self.run("sysctl -qw net.ipv4.icmp_ratelimit=0")  # else a refusal may fail to come
             self.services.start()
             self._stack = stack.pop_all()
         return self
@@ -86,19 +91,6 @@ class Stage:
         for flow in self._flows:
             flow.close()
         self._stack.close()
-
-    def _hush(self) -> None:
-        self.services.stop()
-
-    def _add(self, name: str, links: Sequence[Link], routes: Sequence[tuple[str, str]]) -> Machine:
-        machine = self.machines[name] = Machine(f"{self.bed.name}-{name}", name)
-        with ExitStack() as stack:
-            machine.create()
-            stack.callback(machine.destroy)
-            machine.settle(self.bed.ground, links, routes)
-            self.services.serve(machine)
-            stack.pop_all()
-        return _Created(machine)
 
     def __getattr__(self, name: str) -> Machine:
         try:
@@ -116,6 +108,13 @@ class Stage:
     def push(self, *objects: Json, **envelope: Any) -> Answer:
         """Push the base document with these objects; must be good."""
         return self.bed.push(config(*objects), **envelope)
+
+    def forget(self) -> None:
+        """End all flows, as time would: protocols without ports have one between two hosts, and it goes on."""
+        with self.router.entered():
+            table = Conntrack()
+        table.end_flows([Flows()])
+        table.close()
 
     def run(self, command: str) -> str:
         """A command in the router, its words as they stand."""
@@ -158,20 +157,7 @@ class Stage:
         return {word for d in found for step in d["steps"] for word in (*step["owner"].split(", "), step["name"])}
 
 
-class _Created:
-    """A machine that was created already, as a context that destroys it."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-
-    def __enter__(self) -> Machine:
-        return self.machine
-
-    def __exit__(self, *error: object) -> None:
-        self.machine.destroy()
-
-
-# --- documents ----------------------------------------------------------------------------------------------------------
+# --- documents --------------------------------------------------------------------------------------------------------
 
 
 def interface(name: str, use: str, *addresses: str, **more: Any) -> Json:

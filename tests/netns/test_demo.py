@@ -27,7 +27,7 @@ STEPS = [
     "refused", "healed", "clean",
 ]  # fmt: skip
 PR_SET_CHILD_SUBREAPER = 36
-FULL_CUTS = 50
+FULL_CUTS = 30
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,11 @@ def stage_fixture() -> Iterator[Stage]:
         yield stage
 
 
+@pytest.fixture(autouse=True)
+def _new_flows(stage: Stage) -> None:
+    stage.forget()
+
+
 def test_nothing_comes_in_by_default(stage: Stage) -> None:
     """With a forward, a static NAT and the router itself behind the addresses, and not one rule."""
     stage.push(forward("f", L10, 80, WEB), static("s", L20, WEB))

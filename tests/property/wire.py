@@ -1,9 +1,9 @@
 """A real kernel to try packets on: a router's namespace, and one wire from each of its interfaces to the outside.
 
-`Bed.send` puts packets on the wires as raw frames, thousands in one burst, and tells of each where it came out. The
-trick is a number in every payload: whatever comes out of a wire, or is delivered inside the router, is matched to what
-was put in; what comes out nowhere was dropped. Everything is synchronous: a sentinel that follows the packets through
-the same queue of the kernel says when all of them have arrived, so that nothing waits for a timeout.
+`Bed.send` puts packets on the wires as raw frames, thousands in one burst, and tells of each where it came out: at
+another wire, or delivered inside the router; what came out nowhere was dropped. `Bed.converse` has whoever got a packet
+answer it, too. Everything is synchronous: a sentinel that follows the packets through the same queue of the kernel
+says when all of them have arrived, so that nothing waits for a timeout.
 
 The wires have no ARP (IFF_NOARP): every neighbour is there. Namespaces have no names, only descriptors: they go with
 this process, however it ends.
@@ -18,8 +18,6 @@ import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from appliance.netlink import Netlink
@@ -27,18 +25,21 @@ from appliance.nft import Nft
 from appliance.ruleset import whole
 from appliance.state import State
 from router.packet import Packet
+from tests.property.frames import Arrival, answered, read, written
+
+Conversation = tuple[Arrival | None, Arrival | None]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNET = 0x40000000
-_MARK = b"NRTX"
 _IGNORE_OUTGOING = 23  # PACKET_IGNORE_OUTGOING, packet(7)
+_IPV4 = 0x0800
+_OUR_MAC = b"\2\0\0\0\0\xfe"
 _SENTINEL = 0x88B5  # an EtherType for local experiments (IEEE 802)
 _ALL = 3  # ETH_P_ALL, which Python 3.11 does not name
 _BUFFER = 64 << 20
 _PATIENCE_S = 20.0  # for a sentinel, on a busy machine
 _BURST = 4000  # packets; what they leave in the receive buffers stays below a third of them
 _FIRST_PORT = 20000
-_HEADS = {47: b"\0\0\x08\0"}  # the kernel looks into GRE (RFC 2784): version 0, IPv4 inside
 
 
 # --- namespaces ---
@@ -79,17 +80,6 @@ def run(*argv: str, text: str = "") -> str:
 
 
 # --- the bed ---
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """Where a packet came out: the interface's id ("" inside the router), and its addresses and ports there."""
-
-    interface: str
-    source: str
-    destination: str
-    source_port: int | None
-    destination_port: int | None
 
 
 class Bed:
@@ -176,43 +166,60 @@ class Bed:
 
     def send(self, packets: Sequence[Packet]) -> list[Arrival | None]:
         """Where each packet came out, None where nowhere. Each is the first of its flow, whatever was sent before."""
-        found: list[Arrival | None] = [None] * len(packets)
+        return [came for came, _ in self.converse(packets, answer=False)]
+
+    def converse(self, packets: Sequence[Packet], answer: bool = True) -> list[Conversation]:
+        """Where each packet came out, and where the answer of whoever got it did.
+
+        Not answered are protocols without ports (they are forgotten at once), what was sent to all, and TCP to the
+        router itself, whose kernel has answered.
+        """
+        found: list[Conversation] = []
         for start in range(0, len(packets), _BURST):
-            for number, arrival in self._burst(list(enumerate(packets))[start : start + _BURST]):
-                if found[number] is not None:
-                    raise AssertionError(f"{packets[number]} came out twice: {found[number]}, {arrival}")
-                found[number] = arrival
+            burst = list(enumerate(packets[start : start + _BURST]))
+            self._flows.forget()
+            came = self._exchange([(p, written(p, i, _FIRST_PORT + i)) for i, p in burst])
+            back: dict[int, Arrival] = {}
+            if answer:
+                heard = [(i, packet, came[i]) for i, packet in burst if i in came and _is_answered(packet, came[i])]
+                back = self._exchange([(_sender(p, where), answered(p, i, where)) for i, p, where in heard])
+            found += [(came.get(i), back.get(i)) for i, _ in burst]
         return found
 
-    def _burst(self, packets: list[tuple[int, Packet]]) -> list[tuple[int, Arrival]]:
-        taken = sorted({p.number for _, p in packets})
-        for number in taken:
+    def _exchange(self, packets: list[tuple[Packet, bytes]]) -> dict[int, Arrival]:
+        """Send all; what came out, by number. Of a packet to be sent only interface, addresses and protocol count."""
+        for number in {p.number for p, _ in packets}:
             if number not in self._taken:
                 with inside(self.router):
                     self._taken[number] = _raw_socket(number)
-        self._flows.forget()
         cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cpus)})  # the kernel's queue of received packets is one per processor
         try:
-            for i, packet in packets:
-                if packet.in_interface:
-                    name = self._names[packet.in_interface]
-                    self._near[name].send(self._macs[name] + b"\2\0\0\0\0\xfe\x08\x00" + written(packet, i))
-                else:
-                    with suppress(OSError):  # the kernel's own word for a packet it won't send
-                        self._own_socket(packet.source).sendto(written(packet, i), (packet.destination, 0))
+            for packet, data in packets:
+                self._put(packet, data)
             self._drain()
         finally:
             os.sched_setaffinity(0, cpus)
+        # From all sockets, so that nothing is left for the next exchange to find.
         seen = [
-            (number, arrival)
-            for data, came_by, kind in _read(self._far, until=_SENTINEL)
-            if kind == 0x0800 and (found := read(data[14:]))
-            for number, arrival in [(found[0], _at(self.ids[came_by.removeprefix("far-")], found[1]))]
+            read(data[14:], self.ids[came_by.removeprefix("far-")])
+            for data, came_by, kind in _arrived(self._far, until=_SENTINEL)
+            if kind == _IPV4
         ]
-        for number in taken:
-            seen += [(f[0], f[1]) for data, _, _ in _read(self._taken[number]) if (f := read(data))]
-        return seen
+        seen += [read(data, "") for sock in self._taken.values() for data, _, _ in _arrived(sock)]
+        found: dict[int, Arrival] = {}
+        for number, arrival in filter(None, seen):
+            assert number not in found, f"came out twice: {found[number]} and {arrival}"
+            found[number] = arrival
+        return found
+
+    def _put(self, packet: Packet, data: bytes) -> None:
+        if packet.in_interface:
+            name = self._names[packet.in_interface]
+            self._near[name].send(self._macs[name] + _OUR_MAC + struct.pack("!H", _IPV4) + data)
+        else:
+            with suppress(OSError):  # the kernel's own word for a packet it won't send
+                self._own_socket(packet.source).sendto(data, (packet.destination, 0))
 
     def _own_socket(self, source: str) -> socket.socket:
         """A socket that sends whole packets from one of the router's addresses."""
@@ -227,7 +234,7 @@ class Bed:
     def _drain(self) -> None:
         """Follow the last packet into the router, wait there, and go out behind what the router has sent."""
         name = next(iter(self._near))
-        frame = b"\xff" * 6 + b"\2\0\0\0\0\xfe" + struct.pack("!H", _SENTINEL)
+        frame = b"\xff" * 6 + _OUR_MAC + struct.pack("!H", _SENTINEL)
         for _ in range(2):  # what comes out at lo comes in again
             self._near[name].send(frame)
             self._watch.settimeout(_PATIENCE_S)
@@ -239,63 +246,15 @@ class Bed:
             back.send(frame)
 
 
-# --- packets as bytes ---
+def _is_answered(packet: Packet, arrival: Arrival) -> bool:
+    if packet.number not in (1, 6, 17) or (arrival.interface == "" and packet.number == 6):
+        return False
+    return arrival.interface != "" or not arrival.destination.endswith((".255", "224.0.0.1"))
 
 
-def written(packet: Packet, number: int) -> bytes:
-    """An IPv4 packet. Its source port (or ICMP identifier) is the bed's own: it tells the flows of a burst apart."""
-    inner = _inner(packet, number)
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(inner), number & 0xFFFF, 0, 64, packet.number, 0)
-    head += _packed(packet.source) + _packed(packet.destination)
-    return head[:10] + struct.pack("!H", _sum(head)) + head[12:] + inner
-
-
-def _inner(packet: Packet, number: int) -> bytes:
-    load = _MARK + struct.pack("!I", number)
-    flow = _FIRST_PORT + number % 40000
-    if packet.number == 1:
-        load += bytes([packet.icmp_type])
-        body = struct.pack("!BBHHH", packet.icmp_type, packet.icmp_code, 0, flow, 1) + load
-        return body[:2] + struct.pack("!H", _sum(body)) + body[4:]
-    if packet.number == 17:
-        return struct.pack("!HHHH", flow, packet.destination_port, 8 + len(load), 0) + load  # 0: no checksum (RFC 768)
-    if packet.number == 6:
-        body = struct.pack("!HHIIBBHHH", flow, packet.destination_port, 1, 0, 0x50, 2, 8192, 0, 0) + load
-        pseudo = _packed(packet.source) + _packed(packet.destination) + struct.pack("!BBH", 0, 6, len(body))
-        return body[:16] + struct.pack("!H", _sum(pseudo + body)) + body[18:]
-    return _HEADS.get(packet.number, b"") + load
-
-
-def read(data: bytes) -> tuple[int, Arrival] | None:
-    """The number of a packet of ours and what it looks like now; None for any other."""
-    protocol = data[9]
-    start = 20 + {1: 8, 6: 20, 17: 8, 47: 4}.get(protocol, 0)
-    if data[start : start + 4] != _MARK or data[6] & 0x1F:
-        return None
-    if protocol == 1 and data[20] != data[start + 8]:
-        return None  # an answer, not the question
-    ports = struct.unpack_from("!HH", data, 20) if protocol in (6, 17) else (None, None)
-    arrival = Arrival("", socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20]), *ports)
-    (number,) = struct.unpack_from("!I", data, start + 4)
-    return number, arrival
-
-
-def _at(interface: str, arrival: Arrival) -> Arrival:
-    return Arrival(interface, arrival.source, arrival.destination, arrival.source_port, arrival.destination_port)
-
-
-@lru_cache(maxsize=4096)
-def _packed(address: str) -> bytes:
-    return socket.inet_aton(address)
-
-
-def _sum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
-    if len(data) & 1:
-        total += data[-1] << 8
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
+def _sender(packet: Packet, arrival: Arrival) -> Packet:
+    """Who answers whom."""
+    return Packet(arrival.interface, arrival.destination, arrival.source, packet.protocol)
 
 
 # --- sockets ---
@@ -314,7 +273,7 @@ def _raw_socket(protocol: int) -> socket.socket:
     return sock
 
 
-def _read(sock: socket.socket, until: int = 0) -> Iterator[tuple[bytes, str, int]]:
+def _arrived(sock: socket.socket, until: int = 0) -> Iterator[tuple[bytes, str, int]]:
     """All that has arrived: the data, and the link's name and EtherType where the socket knows them.
 
     `until` is the EtherType to wait for, 0 to wait for nothing.

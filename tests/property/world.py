@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from appliance.document import validate
 from appliance.state import Facts, LinkFact
-from appliance.values import bounds, dotted
+from appliance.values import bounds, dotted, number
 from router.checks import problems
 from router.config import Config, EgressRule, Firewall, Forward, Ports, StaticNat
 from router.packet import Packet
@@ -43,6 +43,7 @@ CIDRS = (
     "10.1.1.0/24", "10.1.1.10/31", "10.1.1.11/32", "10.1.2.0/23", "172.16.0.0/12", "203.0.113.0/24", "128.0.0.0/1",
 )  # fmt: skip
 MANY = tuple(f"192.0.{i}.0/24" for i in range(0, 12, 2)) + ("10.1.1.8/29", "10.1.2.10/32")
+LONG = (*MANY, *(f"198.51.{i}.0/25" for i in range(100, 120, 2)))
 ROUTES = (
     ("10.9.0.0/16", "172.16.0.9"), ("198.18.0.0/15", "203.0.113.1"), ("10.1.2.128/25", "172.16.0.9"),
     ("203.0.113.128/25", "10.1.1.20"), ("0.0.0.0/1", "198.51.100.1"), ("10.8.0.0/16", "10.1.2.77"),
@@ -105,7 +106,7 @@ def _networks(draw: st.DrawFn, interfaces: list[dict[str, Any]]) -> list[dict[st
 _sources: st.SearchStrategy[list[str]] = st.one_of(
     st.just([]),
     st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True),
-    st.just(list(MANY)),
+    st.sampled_from([list(MANY), list(LONG)]),
 )
 
 
@@ -114,7 +115,7 @@ def _ports(span: tuple[int, int]) -> dict[str, int]:
 
 
 @st.composite
-def _forward(draw: st.DrawFn, publics: list[str]) -> dict[str, Any]:
+def _forward(draw: st.DrawFn, publics: list[str], guests: list[str]) -> dict[str, Any]:
     first, last = draw(st.sampled_from(SPANS))
     shift = draw(st.sampled_from([None, 0, 1, 1000]))
     fits = shift is not None and last + shift < 65536 and last - first < 100
@@ -122,10 +123,19 @@ def _forward(draw: st.DrawFn, publics: list[str]) -> dict[str, Any]:
         "protocol": draw(st.sampled_from(["tcp", "udp"])),
         "address": draw(st.sampled_from(publics)),
         "ports": _ports((first, last)),
-        "target": draw(st.sampled_from(GUESTS)),
+        "target": draw(st.sampled_from(guests)),
         "target_ports": _ports((first + (shift or 0), last + (shift or 0))) if fits else None,
         "sources": draw(_sources),
     }
+
+
+@st.composite
+def _opening(draw: st.DrawFn, what: dict[str, Any]) -> dict[str, Any]:
+    """A firewall rule for a forward or a static NAT: without one nothing would ever reach it."""
+    rule: dict[str, Any] = {"protocol": what.get("protocol", "any"), "address": what["address"]}
+    if "ports" in what:
+        rule["ports"] = draw(st.sampled_from([what["ports"], what["ports"], None, _ports((1, 65535))]))
+    return {**rule, "sources": draw(st.one_of(st.just([]), _sources))}
 
 
 @st.composite
@@ -146,20 +156,31 @@ def documents(draw: st.DrawFn, most: int = 6) -> Config:
     interfaces = draw(_interfaces())
     networks = draw(_networks(interfaces))
     publics = [c.partition("/")[0] for i in interfaces if i["use"] == "public" for c in i["addresses"]]
+    guests = [g for g in GUESTS if _within([n["cidr"] for n in networks], [g])]
     raw: dict[str, Any] = {"interfaces": interfaces, "networks": networks}
+    rules: list[dict[str, Any]] = []
+    if publics and guests:
+        forwards = _several(draw, _forward(publics, guests), most)
+        where = st.fixed_dictionaries({"address": st.sampled_from(publics), "target": st.sampled_from(guests)})
+        nats = _several(draw, where, min(most, 2))
+        raw |= {"forwards": _named("fwd", forwards), "static_nats": _named("nat", nats)}
+        rules = [draw(_opening(what)) for what in (*forwards, *nats) if draw(st.integers(0, 3))]
     if publics:
-        raw["forwards"] = _named("fwd", draw(st.lists(_forward(publics), max_size=most)))
-        where = st.fixed_dictionaries({"address": st.sampled_from(publics), "target": st.sampled_from(GUESTS)})
-        raw["static_nats"] = _named("nat", draw(st.lists(where, max_size=min(most, 3))))
-        rules = st.tuples(_gated(), st.sampled_from(publics)).map(lambda t: {**t[0], "address": t[1]})
-        raw["firewall"] = _named("fw", draw(st.lists(rules, max_size=most)))
+        judged = st.tuples(_gated(), st.sampled_from(publics)).map(lambda t: {**t[0], "address": t[1]})
+        raw["firewall"] = _named("fw", rules + _several(draw, judged, most // 2))
     if networks:
         ids = st.sampled_from([n["id"] for n in networks])
         exceptions = st.tuples(_gated(), ids, _sources).map(lambda t: {**t[0], "network": t[1], "destinations": t[2]})
-        raw["egress"] = _named("out", draw(st.lists(exceptions, max_size=most)))
+        raw["egress"] = _named("out", _several(draw, exceptions, most))
     routes = draw(st.lists(st.sampled_from(ROUTES), max_size=3, unique=True))
     raw["routes"] = _named("way", [{"destination": to, "via": via} for to, via in routes])
     return sound(raw)
+
+
+def _several(draw: st.DrawFn, one: st.SearchStrategy[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """From none to `most`, each number as likely: lists as hypothesis draws them are mostly short."""
+    size = draw(st.integers(0, most))
+    return draw(st.lists(one, min_size=size, max_size=size))
 
 
 def _named(kind: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,6 +277,10 @@ class Luck:
         inner = {a for i, found in self.behind.items() if self.uses[i] != "public" for a in found}
         self.strangers = [a for a in self.ends if a not in inner]
         self.last = {bounds(a)[1] for i in config.interfaces for a in i.addresses} | {bounds("127.0.0.0/8")[1]}
+        self.hosts = {
+            i: [a for a in found if a not in self.own and bounds(a)[0] not in self.last] or found
+            for i, found in self.behind.items()
+        }
         self.aims: list[Forward | StaticNat | Firewall | EgressRule] = [
             *config.forwards,
             *config.static_nats,
@@ -264,7 +289,8 @@ class Luck:
         ]
 
     def packet(self) -> Packet:
-        came_by, source, destination, service = self._aimed() if self.luck.random() < 0.6 else self._wild()
+        how = self.luck.choices((self._aimed, self._asking, self._wild), (6, 1, 3))[0]
+        came_by, source, destination, service = how()
         if self.luck.random() < 0.1:
             source = self.luck.choice(self.ends)
         protocol, port, kind, code = service
@@ -279,6 +305,20 @@ class Luck:
         came_by = self.luck.choice(tuple(self.uses))
         destination = self.luck.choice(self.own if self.luck.random() < 0.4 else self.ends)
         return came_by, self._source(came_by), destination, self.luck.choice(self.offered)
+
+    def _asking(self) -> tuple[str, str, str, Service]:
+        """At the router itself: what it might offer, at its addresses and to all."""
+        came_by = self.luck.choice(tuple(self.uses))
+        doors = [c for i in self.config.interfaces if i.id == came_by for c in i.addresses] or self.own
+        destination = self.luck.choice([dotted(number(d.partition("/")[0])) for d in doors] * 2 + self.own)
+        source = self._source(came_by)
+        if self.luck.random() < 0.3:
+            destination = self.luck.choice(["255.255.255.255", *(dotted(bounds(d)[1]) for d in doors)])
+            source = self.luck.choice([source, "0.0.0.0"])
+        service = self.luck.choice(
+            (("icmp", 0, 8, 0), ("udp", 67, 8, 0), ("udp", 53, 8, 0), ("tcp", 53, 8, 0), ("tcp", 3922, 8, 0))
+        )
+        return came_by, source, destination, service
 
     def _aimed(self) -> tuple[str, str, str, Service]:
         """At an object: by its port or beside it, from its sources or beside them."""
@@ -301,7 +341,7 @@ class Luck:
     def _source(self, came_by: str) -> str:
         if self.uses[came_by] == "":
             return self.luck.choice(self.own)
-        return self.luck.choice(self.strangers if self.uses[came_by] == "public" else self.behind[came_by])
+        return self.luck.choice(self.strangers if self.uses[came_by] == "public" else self.hosts[came_by])
 
     def _ends_of(self, cidrs: Sequence[str]) -> list[str]:
         """The first and last address of each, and their neighbours."""

@@ -18,6 +18,7 @@ PUBLIC = ("203.0.113.10", "203.0.113.11", "198.51.100.10")
 GUESTS = ("10.1.1.10", "10.1.1.11", "10.1.2.10")
 CIDRS = ("0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25", "192.0.2.7/32", "10.1.0.0/16")
 MANY = tuple(f"192.0.{i}.0/24" for i in range(0, 12, 2))
+LONG = tuple(f"192.0.{i}.0/24" for i in range(0, 40, 2))  # more than gate.FLAT_CIDRS
 INTERFACES: tuple[dict[str, Any], ...] = (
     {"id": "ctl", "mac": "02:00:00:00:00:01", "use": "control", "addresses": ["169.254.3.4/16"]},
     {
@@ -85,6 +86,7 @@ _sources: st.SearchStrategy[list[str]] = st.one_of(
     st.just([]),
     st.lists(st.sampled_from(CIDRS), min_size=1, max_size=2, unique=True),
     st.just(list(MANY)),
+    st.just(list(LONG)),
 )
 _spans = st.sampled_from([(80, 80), (80, 82), (81, 81), (82, 90), (1000, 1063), (1000, 1064), (1, 65535)])
 

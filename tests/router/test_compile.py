@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.state import Chain, NftSet, Ruleset, State, Touched
+from appliance.state import Chain, Field, FilterRule, Masked, NftSet, Ruleset, State, Touched
 from router.compile import compile, revise
 from router.config import Config
 from tests.router.samples import (
     COLLECTIONS,
-    MANY,
+    LONG,
     PUBLIC,
     configs,
     document,
@@ -139,7 +139,7 @@ def changes(draw: st.DrawFn) -> tuple[Config, Config, tuple[Touched, ...]]:
     before = draw(configs())
     raw = before.model_dump(mode="json")
     for _ in range(draw(st.integers(1, 4))):
-        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "hosts"]))
+        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "egress", "hosts"]))
         new = draw(COLLECTIONS[name])
         kept = [o for o in raw[name] if o["id"] != new["id"]]
         raw = {**raw, name: [*kept, new] if draw(st.booleans()) else kept}
@@ -186,7 +186,7 @@ def test_revise_leaves_the_rest_the_same_objects() -> None:
     assert found.routes is was.routes
 
 
-@pytest.mark.parametrize("collection", ["interfaces", "networks", "egress", "routes", "records"])
+@pytest.mark.parametrize("collection", ["interfaces", "networks", "routes", "records"])
 def test_revise_leaves_what_concerns_all_to_compile(collection: str) -> None:
     config = made()
     what = (Touched(collection, "x", None, None),)
@@ -221,25 +221,74 @@ def test_range_that_shifts_is_an_element_a_port() -> None:
     assert sets["m_forward"].elements["203.0.113.10 . tcp . 5003"] == "10.1.1.10 . 6003"
 
 
-def test_forwards_by_source_share_a_chain() -> None:
+def asked_by_source(state: State, chain: str) -> list[tuple[int, str]]:
+    """(prefix length, set or map) of the lookups by source in a chain."""
+    return [
+        (fields[0].prefix, name)
+        for r in chain_of(state, chain).rules
+        for name, fields in [*((m.set, m.fields) for m in r.matches), looked_up(r)]
+        if fields and isinstance(fields[0], Masked)
+    ]
+
+
+def looked_up(r: FilterRule) -> tuple[str, tuple[Field, ...]]:
+    return getattr(r.statement, "map", ""), getattr(r.statement, "fields", ())
+
+
+def test_forward_by_source_is_one_element() -> None:
     config = made(
         forwards=[
-            forward("a", sources=["192.0.2.0/25"]),
+            forward("a", sources=["192.0.2.0/25", "198.51.100.7/32"]),
             forward("b", sources=["192.0.2.128/25"], target="10.1.1.11"),
+            forward("c", sources=["0.0.0.0/0"], ports=ports(80), target_ports=None),
         ]
     )
     state = compiled(config)
-    (verdict,) = state.ruleset.sets["m_forward_from"].elements.values()
-    rules = chain_of(state, verdict.removeprefix("jump ")).rules
-    assert [(r.matches[-1].values, getattr(r.statement, "to", "")) for r in rules] == [
-        (("192.0.2.0/25",), "10.1.1.10:22"),
-        (("192.0.2.128/25",), "10.1.1.11:22"),
-    ]
-    assert list(state.ruleset.sets["m_forward_from"].owners.values()) == ["a and 1 more"]
+    assert asked_by_source(state, "dstnat") == [(n, f"m_forward_from_{n}") for n in (32, 25, 0)]
+    sets = state.ruleset.sets
+    assert sets["m_forward_from_25"].elements == {
+        "192.0.2.0 . 203.0.113.10 . tcp . 2222": "10.1.1.10 . 22",
+        "192.0.2.128 . 203.0.113.10 . tcp . 2222": "10.1.1.11 . 22",
+    }
+    assert list(sets["m_forward_from_25"].owners.values()) == ["a", "b"]
+    assert sets["m_forward_from_32"].elements == {"198.51.100.7 . 203.0.113.10 . tcp . 2222": "10.1.1.10 . 22"}
+    assert sets["m_forward_from_0"].elements == {"0.0.0.0 . 203.0.113.10 . tcp . 80": "10.1.1.10 . 80"}
+    assert not sets["m_forward_from"].elements
+
+
+def test_forwards_by_long_lists_share_a_chain() -> None:
+    config = made(forwards=[forward("a", sources=LONG), forward("b", sources=LONG, ports=ports(2223))])
+    state = compiled(config)
+    (verdict,) = set(state.ruleset.sets["m_forward_from"].elements.values())
+    (only,) = chain_of(state, verdict.removeprefix("jump ")).rules
+    assert getattr(only.statement, "to", "") == "10.1.1.10:22"
+    assert asked_by_source(state, "dstnat") == []
+
+
+def test_wide_forward_by_source_is_asked_in_a_chain() -> None:
+    sets = sets_of(forwards=[forward(sources=["192.0.2.0/24"], ports=ports(1, 2000), target_ports=None)])
+    assert (len(sets["m_forward_from"].elements), "m_forward_from_24" in sets) == (2000, False)
+
+
+def test_firewall_rule_by_source_is_one_element() -> None:
+    state = compiled(
+        made(firewall=[rule(sources=["192.0.2.0/24"]), rule("fw-2", sources=["192.0.2.0/24", "10.0.0.0/8"])])
+    )
+    assert asked_by_source(state, "public") == [(24, "s_from_24"), (8, "s_from_8")]
+    assert state.ruleset.sets["s_from_24"].owners == {"192.0.2.0 . 203.0.113.10 . tcp . 2222": "fw-1 and 1 more"}
+    assert state.ruleset.sets["s_from_8"].owners == {"10.0.0.0 . 203.0.113.10 . tcp . 2222": "fw-2"}
+    assert not state.ruleset.sets["m_ingress"].elements
+
+
+@pytest.mark.parametrize(("count", "elements"), [(16, 16), (17, 0)])
+def test_long_lists_are_asked_in_a_chain(count: int, elements: int) -> None:
+    sets = sets_of(firewall=[rule(sources=LONG[:count])])
+    assert ("s_from_24" in sets and len(sets["s_from_24"].elements)) == elements
+    assert len(sets["m_ingress"].elements) == (not elements)
 
 
 def test_equal_sources_are_one_chain_and_one_set() -> None:
-    rules = [rule(f"fw-{n}", ports=ports(n), sources=[*dict.fromkeys(MANY)]) for n in (80, 443, 8080)]
+    rules = [rule(f"fw-{n}", ports=ports(n), sources=LONG) for n in (80, 443, 8080)]
     state = compiled(made(firewall=rules))
     assert len(set(state.ruleset.sets["m_ingress"].elements.values())) == 1
     assert len([n for n in state.ruleset.sets if n.startswith("s_list_")]) == 1
