@@ -163,7 +163,8 @@ def path_of(loc: tuple[int | str, ...], raw: object, prefix: str) -> str:
             continue  # the tag of a union is no place in the document
         else:
             here = here.get(step)
-            text += f".{step}" if text else step
+            field = ascii(step)[1:-1][:64]  # a field that nobody knows may be called anything
+            text += f".{field}" if text else field
     return text
 
 

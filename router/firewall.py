@@ -221,15 +221,10 @@ def _neighbours(rules: Iterable[Firewall], shared: Sequence[_Element], ids: set[
         if name != "m_ingress_address":
             address, protocol, port = key.split(" . ")[-3:]
             doors.setdefault((address, protocol), []).append(int(port))
-    return [
-        r
-        for r in rules
-        if r.id not in ids
-        and (
-            (r.address in addresses and exact_ports(r) is None)
-            or ((ports := doors.get((r.address, r.protocol))) and has_port(r, ports))
-        )
-    ]
+    near = [r for r in rules if (d := doors.get((r.address, r.protocol))) and has_port(r, d)]
+    if addresses:
+        near += [r for r in rules if r.address in addresses and exact_ports(r) is None]
+    return [r for r in near if r.id not in ids]
 
 
 # --- the ways out, and the router's own flows ---------------------------------------------------------------
@@ -277,7 +272,8 @@ def _links(config: Config, facts: Facts) -> Iterator[NftSet]:
 
 def _input_rules(config: Config, facts: Facts) -> tuple[FilterRule, ...]:
     control = Match(("iifname",), tuple(link_names(config, facts, "control")))
-    manager = (control, Match(("meta l4proto",), ("tcp",)), Match(("th dport",), (CONTROL_PORT,)))
+    to_one = Match(("fib daddr type",), ("local",))  # nobody manages a router by broadcast
+    manager = (control, to_one, Match(("meta l4proto",), ("tcp",)), Match(("th dport",), (CONTROL_PORT,)))
     neighbours = Match(("icmpv6 type",), ("133", "134", "135", "136"))
     here: tuple[FieldName, ...] = ("iifname", "ip daddr")
     return (
@@ -286,7 +282,7 @@ def _input_rules(config: Config, facts: Facts) -> tuple[FilterRule, ...]:
         FilterRule((_LOOPBACK,), ACCEPT, "the router to itself"),
         FilterRule((neighbours,), ACCEPT, "IPv6 neighbour discovery"),
         FilterRule(manager, ACCEPT, "the manager"),
-        FilterRule((control, _ECHO), ACCEPT, "the manager's ping"),
+        FilterRule((control, to_one, _ECHO), ACCEPT, "the manager's ping"),
         FilterRule((Match(("ip daddr",), set="s_public"),), ACCEPT, "the firewall has judged it"),
         FilterRule((Match(here, set="s_own"), _ECHO), ACCEPT, "ping from a neighbour"),
         FilterRule((Match((*here, "meta l4proto", "th dport"), set="s_service"),), ACCEPT, "DHCP, DNS"),

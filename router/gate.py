@@ -109,9 +109,15 @@ def exact_ports(rule: Gated) -> range | None:
 
 
 def has_port(rule: Gated, ports: Iterable[int]) -> bool:
-    """Is the rule elements, one of them with one of these ports?"""
+    """Is the rule elements, one of them with one of these ports? Cheap: it is asked of all rules for a few."""
     span = rule.ports
-    return exact_ports(rule) is not None and span is not None and any(span.first <= p <= span.last for p in ports)
+    if span is None:
+        return False
+    first, last = span.first, span.last
+    for port in ports:
+        if first <= port <= last:
+            return last - first < EXACT_PORTS
+    return False
 
 
 def ends_of(rule: Gated) -> Terms:
@@ -219,7 +225,7 @@ def open_to(rules: Sequence[Gated], kind: Literal["accept", "drop"], prefix: str
 
 
 # Documents hold thousands of rules with a source each: an unchanged one costs a look here and keeps its objects.
-@lru_cache(maxsize=32768)
+@lru_cache(maxsize=4096)
 def _open_to_one(
     sources: tuple[str, ...],
     destinations: tuple[str, ...],

@@ -215,7 +215,8 @@ def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tupl
 def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     """To the router itself, by an address that isn't public: what each side may ask of it."""
     echo = packet.number == 1 and packet.icmp_type == 8
-    if came_by.use == "control" and (echo or is_to_port(packet, "tcp", 3922)):
+    to_one = holder_of(config, packet.destination) is not None
+    if came_by.use == "control" and to_one and (echo or is_to_port(packet, "tcp", 3922)):
         return local(packet, "the manager's way in", came_by.id)
     if came_by.use in ("guest", "private") and echo and packet.destination in addresses(came_by):
         return local(packet, "its own address answers echo", came_by.id)

@@ -44,10 +44,11 @@ def compile_senders(config: Config, facts: Facts) -> State:
 
 
 def _rules() -> tuple[FilterRule, ...]:
-    guest = Match(("iifname",), set="s_guest")
+    guest, v4 = Match(("iifname",), set="s_guest"), Match(("meta nfproto",), ("ipv4",))
     nobody, everyone = Match(("ip saddr",), ("0.0.0.0",)), Match(("ip daddr",), ("255.255.255.255",))
     return (
         FilterRule((), VerdictMap(("ip saddr",), "m_sender"), "who lives where"),
         FilterRule((guest, nobody, everyone), RETURN, "a guest that asks for an address"),
-        FilterRule((guest,), DROP, "a stranger among guests", counter=True),
+        # IPv6 goes on to the chains that drop it: they let neighbour discovery be (README.md, 8).
+        FilterRule((guest, v4), DROP, "a stranger among guests", counter=True),
     )

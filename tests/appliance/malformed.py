@@ -12,10 +12,42 @@ SAMPLES = (
     "0.0.0.0/0", "02:00:00:00:00:02", "02:00:00:00:00:04", "tcp", "any", "",
 )  # fmt: skip
 JUNK: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 65536, 2**31, 2**53, 2**70, -(2**70), 1.5, 1e308, "", "\n", "a\nb", "'; drop", '"', "{{ 7*7 }}",
-    "\x00", "\ud7ff", "é" * 40, "x" * 10_000, [], {}, [[]], [None], {"": ""}, {"id": "a"}, {"op": "put"}, "1", "01", "10.0.0.1\n",
-    "1.2.3.4/33", "ff:ff:ff:ff:ff:ff",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    65536,
+    2**31,
+    2**53,
+    2**70,
+    -(2**70),
+    1.5,
+    1e308,
+    "",
+    "\n",
+    "a\nb",
+    "'; drop",
+    '"',
+    "{{ 7*7 }}",
+    "\x00",
+    "\ud7ff",
+    "é" * 40,
+    "x" * 10_000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": ""},
+    {"id": "a"},
+    {"op": "put"},
+    "1",
+    "01",
+    "10.0.0.1\n",
+    "1.2.3.4/33",
+    "ff:ff:ff:ff:ff:ff",
+)
 
 
 class Maker:
@@ -38,9 +70,13 @@ class Maker:
                 found = chance.choice(node[several])
                 return found if several == "enum" else self._make(found)
         kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "object": self._object, "array": self._array, "integer": self._integer, "boolean": lambda n: chance.random() < 0.5,
-            "string": lambda n: chance.choice(SAMPLES), "null": lambda n: None,
-        }  # fmt: skip
+            "object": self._object,
+            "array": self._array,
+            "integer": self._integer,
+            "boolean": lambda n: chance.random() < 0.5,
+            "string": lambda n: chance.choice(SAMPLES),
+            "null": lambda n: None,
+        }
         return kinds[node["type"]](node) if "type" in node else chance.choice(JUNK)
 
     def _object(self, node: dict[str, Any]) -> dict[str, Any]:

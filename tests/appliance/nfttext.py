@@ -1,4 +1,4 @@
-"""A reader of the text that ruleset.py writes: a table in memory that takes each command as the kernel would, or says why not.
+"""A reader of the text that ruleset.py writes: a table in memory that takes each command or says why not.
 
 Stricter than the kernel: every reference must hold after each command, not only at the transaction's end.
 """

@@ -37,9 +37,16 @@ HOOKS = (
 SETS = (
     ("s_ports", "inet_service", "", False, ("22", "80", "443"), ("",)),
     ("s_nets", "ipv4_addr", "", True, ("10.0.0.0/8", "192.0.2.7", "198.51.100.0/24"), ("",)),
-    ("m_nat", "ipv4_addr . inet_service", "ipv4_addr", False, ("192.0.2.1 . 80", "192.0.2.1 . 81"), ("10.0.0.1", "10.0.0.2")),
+    (
+        "m_nat",
+        "ipv4_addr . inet_service",
+        "ipv4_addr",
+        False,
+        ("192.0.2.1 . 80", "192.0.2.1 . 81"),
+        ("10.0.0.1", "10.0.0.2"),
+    ),
     ("m_mark", "ifname", "mark", False, ("eth0", "eth1"), ("1", "2")),
-)  # fmt: skip
+)
 OWNERS = ("", "anna", "ben")
 
 
@@ -64,17 +71,26 @@ def sets(draw: st.DrawFn, chains: tuple[str, ...]) -> Mapping[str, NftSet]:
 @st.composite
 def rules(draw: st.DrawFn, known: Mapping[str, NftSet], chains: tuple[str, ...]) -> FilterRule:
     matches = [
-        Match(("iifname",), ("eth0",)), Match(("ct state",), ("established", "related")), Match(("ip saddr",), ("10.0.0.1",), negate=True),
-        Match(("meta l4proto",), ("tcp", "udp")), *((Match(("th dport",), set="s_ports"),) if "s_ports" in known else ()),
+        Match(("iifname",), ("eth0",)),
+        Match(("ct state",), ("established", "related")),
+        Match(("ip saddr",), ("10.0.0.1",), negate=True),
+        Match(("meta l4proto",), ("tcp", "udp")),
+        *((Match(("th dport",), set="s_ports"),) if "s_ports" in known else ()),
         *((Match(("ip saddr",), set="s_nets"),) if "s_nets" in known else ()),
-    ]  # fmt: skip
+    ]
     statements = [
-        Verdict("accept"), Verdict("drop"), Verdict("return"), SetMark("meta mark", copy="ct mark"), Nat("masquerade"),
-        Nat("dnat", to="10.0.0.9"), *(Verdict("jump", c) for c in chains), *(Verdict("goto", c) for c in chains[:1]),
+        Verdict("accept"),
+        Verdict("drop"),
+        Verdict("return"),
+        SetMark("meta mark", copy="ct mark"),
+        Nat("masquerade"),
+        Nat("dnat", to="10.0.0.9"),
+        *(Verdict("jump", c) for c in chains),
+        *(Verdict("goto", c) for c in chains[:1]),
         *((Nat("dnat", ("ip daddr", "th dport"), "m_nat"),) if "m_nat" in known else ()),
         *((VerdictMap(("ip saddr",), "m_verdict"),) if "m_verdict" in known else ()),
         *((SetMark("ct mark", fields=("iifname",), map="m_mark"),) if "m_mark" in known else ()),
-    ]  # fmt: skip
+    ]
     return FilterRule(
         tuple(draw(st.lists(st.sampled_from(matches), max_size=2))),
         draw(st.sampled_from(statements)),

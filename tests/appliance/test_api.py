@@ -114,11 +114,17 @@ def test_health_and_metrics(rig: Rig, client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404), ("GET", "/v2/config", 404), ("DELETE", "/v1/config", 405), ("POST", "/v1/config/x/confirm", 404),
-        ("POST", "/v1/config/-1/confirm", 404), ("POST", "/v1/rollback/" + "9" * 40, 404), ("GET", "/v1/plan", 405),
-        ("GET", "/v1/../etc/passwd", 404), ("GET", "/v1/generations/1%00", 404),
+        ("GET", "/", 404),
+        ("GET", "/v2/config", 404),
+        ("DELETE", "/v1/config", 405),
+        ("POST", "/v1/config/x/confirm", 404),
+        ("POST", "/v1/config/-1/confirm", 404),
+        ("POST", "/v1/rollback/" + "9" * 40, 404),
+        ("GET", "/v1/plan", 405),
+        ("GET", "/v1/../etc/passwd", 404),
+        ("GET", "/v1/generations/1%00", 404),
     ],
-)  # fmt: skip
+)
 def test_wrong_ways(client: FlaskClient, method: str, path: str, status: int) -> None:
     answer = client.open(path, method=method)
     assert answer.status_code == status
@@ -126,10 +132,23 @@ def test_wrong_ways(client: FlaskClient, method: str, path: str, status: int) ->
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"null", b"[]", b"\xff", b'"\\ud800"', b"{}", b'{"kind": "ping"}', b'{"kind": "sh", "address": "::1"}',
-             b'{"kind": "ping", "address": "-f"}', b'{"kind": "ping", "address": "192.0.2.1", "count": 1000}',
-             b'{"kind": "arping", "address": "192.0.2.1"}', b'{"kind": "arping", "address": "192.0.2.1", "link": "-e"}'],
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff",
+        b'"\\ud800"',
+        b"{}",
+        b'{"kind": "ping"}',
+        b'{"kind": "sh", "address": "::1"}',
+        b'{"kind": "ping", "address": "-f"}',
+        b'{"kind": "ping", "address": "192.0.2.1", "count": 1000}',
+        b'{"kind": "arping", "address": "192.0.2.1"}',
+        b'{"kind": "arping", "address": "192.0.2.1", "link": "-e"}',
+    ],
+)
 def test_diagnostics_that_are_refused(client: FlaskClient, body: bytes) -> None:
     answer = client.post("/v1/diagnostics", data=body)
     assert answer.status_code == 422

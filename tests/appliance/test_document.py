@@ -53,14 +53,25 @@ def test_a_body_over_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"version": 2}, "version"), ({"version": True}, "version"), ({"version": 1.0}, "version"),
-        ({"version": "1"}, "version"), ({"role": "toaster"}, "role"), ({"generation": 0}, "generation"),
-        ({"generation": True}, "generation"), ({"generation": 1.5}, "generation"), ({"generation": "1"}, "generation"),
-        ({"generation": 2**53}, "generation"), ({"confirm": 5}, "confirm"), ({"confirm": {"seconds": 0}}, "confirm.seconds"),
-        ({"confirm": {"seconds": 3601}}, "confirm.seconds"), ({"plan": "x"}, "plan"), ({"plan": "a" * 65}, "plan"),
-        ({"plan": "a" * 64 + "\n"}, "plan"), ({"surprise": 1}, "surprise"),
+        ({"version": 2}, "version"),
+        ({"version": True}, "version"),
+        ({"version": 1.0}, "version"),
+        ({"version": "1"}, "version"),
+        ({"role": "toaster"}, "role"),
+        ({"generation": 0}, "generation"),
+        ({"generation": True}, "generation"),
+        ({"generation": 1.5}, "generation"),
+        ({"generation": "1"}, "generation"),
+        ({"generation": 2**53}, "generation"),
+        ({"confirm": 5}, "confirm"),
+        ({"confirm": {"seconds": 0}}, "confirm.seconds"),
+        ({"confirm": {"seconds": 3601}}, "confirm.seconds"),
+        ({"plan": "x"}, "plan"),
+        ({"plan": "a" * 65}, "plan"),
+        ({"plan": "a" * 64 + "\n"}, "plan"),
+        ({"surprise": 1}, "surprise"),
     ],
-)  # fmt: skip
+)
 def test_envelopes_that_are_refused(fields: dict[str, Any], path: str) -> None:
     assert list(refusals(Envelope, {**ENVELOPE, **fields})) == [path]
 
@@ -107,6 +118,11 @@ def test_a_union_s_tags_are_no_places() -> None:
 
     told = refusals(Box, {"things": [{"id": "a", "size": "big"}, {"id": "b", "size": [0]}]})
     assert list(told) == ["things[a].size", "things[b].size", "things[b].size[0]"]
+
+
+def test_a_path_is_fit_to_be_printed() -> None:
+    told = refusals(Envelope, {**ENVELOPE, "\x1b[2J\n": 1, "x" * 500: 1, "é": 1})
+    assert list(told) == ["\\x1b[2J\\n", "x" * 64, "\\xe9"]
 
 
 def test_path_of_an_unknown_place() -> None:

@@ -79,10 +79,21 @@ def test_order(before: State, after: State) -> None:
     for place, step in enumerate(steps):
         places.setdefault(f"{step.verb} {step.kind}", []).append(place)
     order = [
-        ("set sysctl",), ("set link",), ("add address",), ("add route",), ("add rule",), ("apply ruleset",),
-        ("write file",), ("stop unit", "start unit", "restart unit", "reload unit"), ("remove rule",), ("remove route",),
-        ("remove address",), ("remove link",), ("remove file",), ("end flows",),
-    ]  # fmt: skip
+        ("set sysctl",),
+        ("set link",),
+        ("add address",),
+        ("add route",),
+        ("add rule",),
+        ("apply ruleset",),
+        ("write file",),
+        ("stop unit", "start unit", "restart unit", "reload unit"),
+        ("remove rule",),
+        ("remove route",),
+        ("remove address",),
+        ("remove link",),
+        ("remove file",),
+        ("end flows",),
+    ]
     found = [sorted(p for name in names for p in places.pop(name, [])) for names in order]
     assert not places
     assert [p for group in found for p in group] == list(range(len(steps)))
@@ -129,10 +140,13 @@ HOSTS, CONF = File("/hosts", "a"), File("/conf", "a")
         ({"units": (replace(DNSD, reload_on=()),)}, []),
         ({"units": (DNSD, replace(DNSD, name="other"))}, ["start"]),
         ({"units": (replace(DNSD, name="other"),)}, ["stop", "start"]),
-        ({"files": (HOSTS, CONF, File("/new", "")), "units": (replace(DNSD, reload_on=("/hosts", "/new")),)}, ["reload"]),
+        (
+            {"files": (HOSTS, CONF, File("/new", "")), "units": (replace(DNSD, reload_on=("/hosts", "/new")),)},
+            ["reload"],
+        ),
         ({"files": (CONF,), "units": (replace(DNSD, reload_on=()),)}, ["reload"]),
     ],
-)  # fmt: skip
+)
 def test_units_are_disturbed_no_more_than_needed(change: dict[str, Any], verbs: list[str]) -> None:
     before = State(files=(HOSTS, CONF), units=(DNSD,))
     assert [s.verb for s in plan(before, replace(before, **change)) if s.kind == "unit"] == verbs

@@ -36,18 +36,28 @@ def test_a_small_table() -> None:
     table = Ruleset(
         {
             "m_door": NftSet(
-                "m_door", "ipv4_addr . inet_service", "ipv4_addr . inet_service",
-                elements={"192.0.2.1 . 80": "10.0.0.1 . 8080"}, owners={"192.0.2.1 . 80": "web"},
+                "m_door",
+                "ipv4_addr . inet_service",
+                "ipv4_addr . inet_service",
+                elements={"192.0.2.1 . 80": "10.0.0.1 . 8080"},
+                owners={"192.0.2.1 . 80": "web"},
             ),
             "s_net": NftSet("s_net", "ipv4_addr", interval=True, elements={"10.0.0.0/8": "", "192.0.2.7": ""}),
             "s_empty": NftSet("s_empty", "ifname"),
         },
         (
             Chain("input", (FilterRule((Match(("iifname",), ("lo",)),), Verdict("accept"), "loopback"),), HOOK),
-            Chain("dstnat", (FilterRule((), Nat("dnat", ("ip daddr", "th dport"), "m_door")),), Hook("nat", "prerouting", -100)),
-            Chain("aside", (FilterRule((Match(("ip saddr",), set="s_net", negate=True),), DROP, owner="rule-1", counter=True),)),
+            Chain(
+                "dstnat",
+                (FilterRule((), Nat("dnat", ("ip daddr", "th dport"), "m_door")),),
+                Hook("nat", "prerouting", -100),
+            ),
+            Chain(
+                "aside",
+                (FilterRule((Match(("ip saddr",), set="s_net", negate=True),), DROP, owner="rule-1", counter=True),),
+            ),
         ),
-    )  # fmt: skip
+    )
     text = re.sub(r"#[0-9a-f]{12}", "#", whole(table))
     assert text == (
         "add table inet narthex\n"

@@ -1,4 +1,4 @@
-"""Narrow types: one canonical form, alphabets that no configuration file can be broken with, and secrets that stay so."""
+"""Narrow types: one canonical form, alphabets that break no configuration file, and secrets that stay so."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -24,19 +25,47 @@ from tests.appliance.rig import BASE, Rig, put_in
 
 # What breaks out of one configuration language or another, or hides in it.
 HOSTILE = (
-    "a\nb", "a\r\nb", "a\n", "\n", "a\tb", "a\x00b", "a\x1b[31m", "a'b", 'a"b', "a`b`", "a\\b", "a$(id)b", "${x}", "$x",
-    "{{ 7*7 }}", "{% raw %}", "{#", "#x", "%s%n", "\u202eabc", "a\u2028b", "a\x85b", "\xa0", "\u0430bc", "\uff21", "\u0660",
+    "a\nb",
+    "a\r\nb",
+    "a\n",
+    "\n",
+    "a\tb",
+    "a\x00b",
+    "a\x1b[31m",
+    "a'b",
+    'a"b',
+    "a`b`",
+    "a\\b",
+    "a$(id)b",
+    "${x}",
+    "$x",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "{#",
+    "#x",
+    "%s%n",
+    "\u202eabc",
+    "a\u2028b",
+    "a\x85b",
+    "\xa0",
+    "\u0430bc",
+    "\uff21",
+    "\u0660",
     "\U0001f600",
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
-        ("192.0.2.1", "192.0.2.1"), ("0.0.0.0", "0.0.0.0"), ("255.255.255.255", "255.255.255.255"),
-        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"), ("::", "::"), ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("255.255.255.255", "255.255.255.255"),
+        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"),
+        ("::", "::"),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.1"),
     ],
-)  # fmt: skip
+)
 def test_addresses(text: str, canonical: str) -> None:
     assert address(text) == canonical
     assert is_v6(canonical) == (":" in text)
@@ -44,9 +73,31 @@ def test_addresses(text: str, canonical: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "10", "10.1", "1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "1.2.3.04", "0x1.2.3.4", " 1.2.3.4", "1.2.3.4 ", "1.2.3.4\n",
-     "1.2.3.4/24", "1.2.3.-4", "٠.2.3.4", "::1%eth0", ":::", "1::2::3", "::1/64", "g::", "localhost", *HOSTILE],
-)  # fmt: skip
+    [
+        "",
+        "10",
+        "10.1",
+        "1.2.3",
+        "1.2.3.4.5",
+        "1.2.3.256",
+        "01.2.3.4",
+        "1.2.3.04",
+        "0x1.2.3.4",
+        " 1.2.3.4",
+        "1.2.3.4 ",
+        "1.2.3.4\n",
+        "1.2.3.4/24",
+        "1.2.3.-4",
+        "٠.2.3.4",
+        "::1%eth0",
+        ":::",
+        "1::2::3",
+        "::1/64",
+        "g::",
+        "localhost",
+        *HOSTILE,
+    ],
+)
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not an IP address; write it as"):
         address(text)
@@ -69,16 +120,27 @@ def test_canonical(check: Callable[[str], str], text: str, canonical: str) -> No
 @pytest.mark.parametrize(
     ("check", "text", "words"),
     [
-        (cidr, "10.1.1.1/24", "has bits set behind its prefix; write 10.1.1.0/24"), (cidr, "10.1/16", "not an IP address"),
-        (cidr, "10.0.0.0/33", "not a network"), (cidr, "10.0.0.0/255.0.0.0", "is a number"), (cidr, "10.0.0.0/-1", "is a number"),
-        (cidr, "10.0.0.0/", "not a network"), (cidr, "10.0.0.0/8/8", "is a number"), (cidr, "10.0.0.0/٨", "is a number"),
-        (cidr, "10.0.0.0/" + "9" * 40, "not a network"), (cidr, "2001:db8::/129", "not a network"),
-        (host_cidr, "10.1.1.1", "no prefix length; write it as 10.1.1.1/24"), (host_cidr, "10.1.1.1/", "not a network"),
-        (mac, "020000000001", "not a MAC"), (mac, "02:00:00:00:00", "not a MAC"), (mac, "02:00:00:00:00:0g", "not a MAC"),
-        (mac, "01:00:5e:00:00:01", "group or null"), (mac, "ff:ff:ff:ff:ff:ff", "group or null"),
-        (mac, "00:00:00:00:00:00", "group or null"), (mac, "02:00:00:00:00:01\n", "not a MAC"),
+        (cidr, "10.1.1.1/24", "has bits set behind its prefix; write 10.1.1.0/24"),
+        (cidr, "10.1/16", "not an IP address"),
+        (cidr, "10.0.0.0/33", "not a network"),
+        (cidr, "10.0.0.0/255.0.0.0", "is a number"),
+        (cidr, "10.0.0.0/-1", "is a number"),
+        (cidr, "10.0.0.0/", "not a network"),
+        (cidr, "10.0.0.0/8/8", "is a number"),
+        (cidr, "10.0.0.0/٨", "is a number"),
+        (cidr, "10.0.0.0/" + "9" * 40, "not a network"),
+        (cidr, "2001:db8::/129", "not a network"),
+        (host_cidr, "10.1.1.1", "no prefix length; write it as 10.1.1.1/24"),
+        (host_cidr, "10.1.1.1/", "not a network"),
+        (mac, "020000000001", "not a MAC"),
+        (mac, "02:00:00:00:00", "not a MAC"),
+        (mac, "02:00:00:00:00:0g", "not a MAC"),
+        (mac, "01:00:5e:00:00:01", "group or null"),
+        (mac, "ff:ff:ff:ff:ff:ff", "group or null"),
+        (mac, "00:00:00:00:00:00", "group or null"),
+        (mac, "02:00:00:00:00:01\n", "not a MAC"),
     ],
-)  # fmt: skip
+)
 def test_refused_with_the_remedy(check: Callable[[str], str], text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check(text)
@@ -119,10 +181,14 @@ def test_numbers_are_no_text(name: str) -> None:
     [
         ("Identifier", ["a", "A.b_c-9", "9" * 63], ["", "-a", ".a", "a b", "a/b", "x" * 64, "a:b"]),
         ("Label", ["a", "a-b", "9"], ["", "-a", "a-", "a.b", "a_b", "x" * 64]),
-        ("Hostname", ["a", "a.example", "_sip._tcp.example"], ["", ".", "a.", ".a", "a..b", "a-.b", "x" * 64, "a." * 130 + "a"]),
+        (
+            "Hostname",
+            ["a", "a.example", "_sip._tcp.example"],
+            ["", ".", "a.", ".a", "a..b", "a-.b", "x" * 64, "a." * 130 + "a"],
+        ),
         ("Text", ["", "v=spf1 a:mail.example ~all", "1,2;3"], ["x" * 256]),
     ],
-)  # fmt: skip
+)
 def test_alphabets(name: str, good: list[str], bad: list[str]) -> None:
     kind: Any = TypeAdapter(getattr(values, name))
     assert [kind.validate_python(text) for text in good] == good
@@ -145,7 +211,7 @@ def test_a_secret_is_shown_to_nobody() -> None:
     secret = TypeAdapter(Secret).validate_json(f'"{WORD}"')
     account = toy.Account(id="anna", password=secret)
     shown = [
-        repr(secret), str(secret), f"{secret}", f"{secret:>20}", "%s" % secret, "{}".format(secret), repr([secret]),
+        repr(secret), str(secret), f"{secret}", f"{secret:>20}", Template("$a").substitute(a=secret), repr([secret]),
         repr(account), str(account), repr(Holder(secret)), repr({"password": secret}),
     ]  # fmt: skip
     assert type(secret) is Secret

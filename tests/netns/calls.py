@@ -10,7 +10,6 @@ import itertools
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from tests.netns.machines import Services, head_of
 
 PATIENCE_S = 6.0  # for what must come, on a busy machine
 SILENCE_S = 0.5  # for what must not
-_LINE = 512
-_idents = itertools.count(0x1001)
+LINE = 512
+idents = itertools.count(0x1001)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def opened(call: Call, kind: int, protocol: int = 0) -> socket.socket:
     return made
 
 
-def _greeting(data: bytes) -> Reply | None:
+def greeting(data: bytes) -> Reply | None:
     return Reply(*data.decode().split()) if data.endswith(b"\n") else None
 
 
@@ -180,20 +179,20 @@ class _Stream:
             raise OSError(error, "")
 
     def read(self) -> Reply | None:
-        data = self.socket.recv(_LINE)
+        data = self.socket.recv(LINE)
         if not data:
             raise ConnectionError
-        return _greeting(data)
+        return greeting(data)
 
 
 class _Datagram:
     def __init__(self, call: Call) -> None:
         self.socket = opened(call, socket.SOCK_DGRAM)
         self.socket.connect((call.to, call.port))
-        self.socket.send(b"?%d" % next(_idents))
+        self.socket.send(b"?%d" % next(idents))
 
     def read(self) -> Reply | None:
-        return _greeting(self.socket.recv(_LINE))
+        return greeting(self.socket.recv(LINE))
 
 
 class _Raw:
@@ -201,13 +200,13 @@ class _Raw:
         assert isinstance(call.protocol, int)
         self.socket = opened(call, socket.SOCK_RAW, call.protocol)
         self.head = head_of(call.protocol)
-        self.token = b"%d" % next(_idents)
+        self.token = b"%d" % next(idents)
         self.socket.sendto(self.head + b"?" + self.token, (call.to, 0))
 
     def read(self) -> Reply | None:
-        packet = self.socket.recv(_LINE)[20 + len(self.head) :]
+        packet = self.socket.recv(LINE)[20 + len(self.head) :]
         found = packet.startswith(b"!" + self.token + b" ")
-        return _greeting(packet.partition(b" ")[2]) if found else None
+        return greeting(packet.partition(b" ")[2]) if found else None
 
 
 class _Echo:
@@ -216,7 +215,7 @@ class _Echo:
     _ANSWERS = {8: 0, 13: 14}
 
     def __init__(self, call: Call, services: Services) -> None:
-        self.ident, self.services = next(_idents) & 0xFFFF, services
+        self.ident, self.services = next(idents) & 0xFFFF, services
         kind, code = call.icmp
         self.answer = self._ANSWERS[kind]
         body = struct.pack("!HH12s", self.ident, 1, b"narthex test")
@@ -225,7 +224,7 @@ class _Echo:
         self.socket.sendto(struct.pack("!BBH", kind, code, summed) + body, (call.to, 0))
 
     def read(self) -> Reply | None:
-        packet = self.socket.recv(_LINE)
+        packet = self.socket.recv(LINE)
         kind, ident = packet[20], struct.unpack_from("!H", packet, 24)[0]
         if kind == 3 and struct.unpack_from("!H", packet, 52)[0] == self.ident:
             return Reply("unreachable")
@@ -238,109 +237,7 @@ class _Echo:
 def checksum(data: bytes) -> int:
     """The internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
-
-
-# --- live flows -------------------------------------------------------------------------------------------------------
-
-
-class Flow:
-    """A TCP connection, or a UDP exchange, that stays open: `name` and `seen` are of its greeting."""
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        kind = socket.SOCK_STREAM if call.protocol == "tcp" else socket.SOCK_DGRAM
-        self.socket = opened(call, kind)
-        self.socket.settimeout(PATIENCE_S)
-        self.socket.connect((call.to, call.port))
-        if kind == socket.SOCK_DGRAM:
-            self.socket.send(b"?%d" % next(_idents))
-        else:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reply = _greeting(self.socket.recv(_LINE))
-        assert reply, f"{call}: no greeting"
-        self.name, self.seen = reply.name, reply.seen
-
-    def goes_on(self, seconds: float = PATIENCE_S) -> bool:
-        """Whether what is sent comes back. An ended flow is reset, or gives nothing."""
-        said = b"%d\n" % next(_idents)
-        self.socket.settimeout(seconds)
-        try:
-            self.socket.send(said)
-            found = b""
-            while len(found) < len(said):
-                some = self.socket.recv(_LINE)
-                if not some:
-                    return False
-                found += some
-        except (TimeoutError, OSError):
-            return False
-        return found == said
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-class Stream:
-    """A live flow that sends `rate` times a second, on a thread. `lost()` ends it and tells what did not come back."""
-
-    def __init__(self, call: Call, rate: int = 1000) -> None:
-        self.flow = Flow(call)
-        self.is_tcp = call.protocol == "tcp"
-        self.sent = self._bytes = 0
-        self._pause = 1.0 / rate
-        self._ends = threading.Event()
-        self.flow.socket.settimeout(0.05)
-        self.flow.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: nothing is lost for want of room
-        self._sender = threading.Thread(target=self._send, daemon=True)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._sender.start()
-        self._reader.start()
-
-    def _send(self) -> None:
-        due = time.monotonic()
-        while not self._ends.is_set():
-            self.flow.socket.send(b"%07d\n" % self.sent)
-            self.sent += 1
-            due += self._pause
-            time.sleep(max(0.0, due - time.monotonic()))
-
-    def _read(self) -> None:
-        quiet_since = time.monotonic()
-        while not (self._ends.is_set() and (self._is_done() or time.monotonic() - quiet_since > PATIENCE_S / 2)):
-            try:
-                self._bytes += len(self.flow.socket.recv(65536))
-                quiet_since = time.monotonic()
-            except TimeoutError:
-                continue
-
-    @property
-    def got(self) -> int:
-        return self._bytes // 8
-
-    def _is_done(self) -> bool:
-        return not self._sender.is_alive() and self.got >= self.sent
-
-    def wait(self, more: int) -> None:
-        """Until so many more have come back."""
-        wanted, deadline = self.got + more, time.monotonic() + PATIENCE_S
-        while self.got < wanted:
-            assert time.monotonic() < deadline, f"the stream {self.flow.call} stands still"
-            time.sleep(0.005)
-
-    def lost(self) -> int:
-        """End it. UDP: datagrams that did not come back. TCP: segments that had to be sent again, and were needed."""
-        self._ends.set()
-        self._sender.join()
-        self._reader.join()
-        info = self.flow.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256) if self.is_tcp else b""
-        self.flow.close()
-        missing = self.sent - self.got
-        if not self.is_tcp:
-            return missing
-        # struct tcp_info of linux/tcp.h: a retransmission that was not needed comes back as a DSACK
-        resent, needless = struct.unpack_from("=I", info, 100)[0], struct.unpack_from("=I", info, 216)[0]
-        return missing + max(0, resent - needless)

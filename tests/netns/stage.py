@@ -25,7 +25,8 @@ from mgmt.hosts.namespace import Process
 from mgmt.push import Answer
 from tests.bed import Bed, wait_for
 from tests.netns import calls
-from tests.netns.calls import Call, Flow, Reply, Stream
+from tests.netns.calls import Call, Reply
+from tests.netns.flows import Flow, Stream
 from tests.netns.machines import Machine, Services
 
 Json = dict[str, Any]
@@ -82,7 +83,10 @@ class Stage:
                 machine = self.machines[name] = stack.enter_context(Machine(f"{self.bed.name}-{name}", name))
                 machine.settle(self.bed.ground, links, routes)
                 self.services.serve(machine)
-            self.run("sysctl -qw net.ipv4.icmp_ratelimit=0")  # else a refusal may fail to come
+            # Else a refusal may fail to come. -e: not every kernel has all of them in a namespace.
+            self.run(
+                "sysctl -eqw net.ipv4.icmp_ratelimit=0 net.ipv4.icmp_msgs_per_sec=100000 net.ipv4.icmp_msgs_burst=10000"
+            )
             self.services.start()
             self._stack = stack.pop_all()
         return self
@@ -93,10 +97,10 @@ class Stage:
         self._stack.close()
 
     def __getattr__(self, name: str) -> Machine:
-        try:
-            return self.__dict__["machines"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+        machines: dict[str, Machine] = self.__dict__.get("machines", {})
+        if name not in machines:
+            raise AttributeError(name)
+        return machines[name]
 
     @property
     def router(self) -> Process:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from mgmt.hosts.namespace import Ground
-from tests.netns.calls import both, checksum, echo, met, raw, tcp, udp
+from tests.netns.calls import Call, both, checksum, echo, met, raw, tcp, udp
 from tests.netns.stage import (
     DB,
     DEPOT,
@@ -219,7 +219,7 @@ def arrives(stage: Stage, sender: Ground, source: str, to: str, port: int = 80) 
     return stage.services.heard.get(token)
 
 
-def _honest(stage: Stage, sender: Ground) -> object:
+def _honest(stage: Stage, sender: Ground) -> Call:
     """A call that must be answered and goes through the router."""
     inside = sender in (stage.web, stage.mail, stage.desk, stage.db)
     return udp(sender, WORLD, 80) if inside else udp(sender, L10, 80)

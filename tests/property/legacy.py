@@ -207,8 +207,9 @@ def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
     """What the router offers behind an interface."""
     echo: Rule = {"protocol": "icmp", "matches": {"icmp": {"icmp-type": "8"}}}
     if interface.use == "control":
-        yield {"in_interface": link, **echo}
-        yield {"in_interface": link, **port("tcp", 3922)}
+        for address in (a for i in config.interfaces for a in own(i)):
+            yield {"in_interface": link, "dst": address, **echo}
+            yield {"in_interface": link, "dst": address, **port("tcp", 3922)}
     if interface.use in ("guest", "private"):
         for address in own(interface):
             yield {"in_interface": link, "dst": address, **echo}
@@ -350,7 +351,10 @@ def ways(config: Config, names: Mapping[str, str]) -> list[str]:
 
 
 class Legacy:
-    """A namespace whose packet filter is legacy iptables, by a child of ours inside it."""
+    """A namespace whose packet filter is legacy iptables, by a child of ours inside it.
+
+    `missing` says why there is none, "" where there is: kernels from 6.17 leave the old tables out unless asked.
+    """
 
     def __init__(self, namespace: int) -> None:
         root = str(Path(__file__).parent.parent.parent)
@@ -362,33 +366,43 @@ class Legacy:
                 text=True,
                 cwd=root,
             )
+        self.missing = self._answer().removeprefix("ready")
 
     def load(self, config: Config, names: Mapping[str, str]) -> None:
-        """Make the namespace this document."""
+        """Make the namespace this document. `names` are all links of the namespace, by interface."""
         assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        told = json.dumps({"tables": tables(config, names), "ways": ways(config, names)})
-        self._child.stdin.write(told + "\n")
+        told = {"tables": tables(config, names), "ways": ways(config, names)}
+        self._child.stdin.write(json.dumps(told) + "\n")
         self._child.stdin.flush()
-        answer = self._child.stdout.readline().strip()
-        assert answer == "done", answer or "the child of legacy iptables died"
+        answer = self._answer()
+        assert answer == "done", answer
 
     def close(self) -> None:
         self._child.communicate()
 
+    def _answer(self) -> str:
+        assert self._child.stdout is not None
+        return self._child.stdout.readline().strip() or "the child of legacy iptables died"
+
 
 def serve(lines: Iterable[str]) -> Iterator[str]:
-    """Apply what each line says; answer done."""
-    for setting in ("ip_forward=1", "conf/all/rp_filter=0", "conf/default/rp_filter=0"):
-        name, _, value = setting.partition("=")
-        Path("/proc/sys/net/ipv4", name).write_text(value)
-    for path in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
-        path.write_text("0")
+    """Say whether there are legacy tables; then apply what each line says, and answer done."""
+    try:
+        import iptc
+
+        iptc.Table("filter").refresh()
+    except Exception as error:  # whatever it is, there is no second engine
+        yield f"{type(error).__name__}: {error}"
+        return
+    yield "ready"
+    for setting in (Path("/proc/sys/net/ipv4/ip_forward"), *Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter")):
+        setting.write_text("1" if setting.name == "ip_forward" else "0")
     before: list[str] = []
     for line in lines:
         told = json.loads(line)
         if told["ways"] != before:
-            subprocess.run(["ip", "-force", "-batch", "-"], input="\n".join(told["ways"]), text=True, check=False)
+            text = "\n".join(told["ways"])
+            subprocess.run(["ip", "-force", "-batch", "-"], input=text, text=True, check=False, capture_output=True)
             before = told["ways"]
         for name, chains in told["tables"].items():
             fill(name, chains)

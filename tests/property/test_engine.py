@@ -104,8 +104,10 @@ def likely(maker: Maker, kind: str, chance: random.Random) -> Any:
     if chance.random() < 0.5:
         config = json.loads(json.dumps(SMALL))
         operations: list[Any] = [
-            put_in("forwards", **samples.forward("fwd-2")), put_in("hosts", **samples.host()), remove("firewall", "fw-1"),
-        ]  # fmt: skip
+            put_in("forwards", **samples.forward("fwd-2")),
+            put_in("hosts", **samples.host()),
+            remove("firewall", "fw-1"),
+        ]
     else:
         made = maker.make()
         config, operations = made.get("config"), made.get("operations")
@@ -131,21 +133,21 @@ def test_random_bytes_by_every_door(folder: Path) -> None:
 
 
 FORWARD = json.dumps(samples.forward("fwd-@"))
-# What a large document may be made of, each of `size` bytes, in the place of its forwards.
+# What a large document may be made of, each of about `size` bytes, in the place of its forwards.
 HUGE: dict[str, Callable[[int], str]] = {
     "objects that clash": lambda size: listed(size, lambda i: FORWARD.replace("@", str(i))),
     "objects that are nothing": lambda size: listed(size, lambda i: "{}"),
     "objects of the wrong kind": lambda size: listed(size, lambda i: f'{{"id": {i}}}'),
-    "an object with many fields": lambda size: f'[{{{listed(size, lambda i: f"{i:010}:1".replace(":", chr(34) + ":"), chr(34))[1:-1]}}}]',
-    "a list in an object": lambda size: FORWARD.replace("}}", "}, " + f'"sources": {listed(size, lambda i: "1")}}}').join("[]"),
-    "a string": lambda size: FORWARD.replace("@", "x" * size).join("[]"),
-    "brackets": lambda size: "[" * (size // 2) + "]" * (size // 2),
     "numbers": lambda size: listed(size, str),
-}  # fmt: skip
+    "an object with many fields": lambda size: "[{" + listed(size, lambda i: f'"{i}": 1')[1:-1] + "}]",
+    "a list in an object": lambda size: '[{"id": "a", "sources": ' + listed(size, lambda i: "1") + "}]",
+    "a string": lambda size: '[{"id": "' + "x" * size + '"}]',
+    "brackets": lambda size: "[" * (size // 2) + "]" * (size // 2),
+}
 
 
-def listed(size: int, make: Callable[[int], str], before: str = "") -> str:
-    return f"[{','.join(before + make(i) for i in range(size // (len(before + make(10**6)) + 1)))}]"
+def listed(size: int, make: Callable[[int], str]) -> str:
+    return f"[{','.join(make(i) for i in range(size // (len(make(10**6)) + 1)))}]"
 
 
 @pytest.mark.parametrize("size", [20_000_000, 15_000_000, 1_000_000, 200_000])
@@ -155,7 +157,7 @@ def test_a_large_document(folder: Path, kind: str, size: int) -> None:
     rig = router_rig(folder)
     done = len(rig.host.done)
     body = document({**SMALL, "forwards": "@"}, 2).replace(b'"@"', HUGE[kind](size).encode())
-    assert len(body) > 0.8 * size
+    assert len(body) > 0.6 * size
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answer = rig.engine.put(body)
     took, grown = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -163,8 +165,7 @@ def test_a_large_document(folder: Path, kind: str, size: int) -> None:
     assert len(answer.body["problems"]) <= 1000
     assert len(rig.host.done) == done
     assert took < 20
-    assert grown < 1_500_000, f"{grown} KiB"
-    print(f"{kind} {size}: {took:.2f} s, {grown >> 10} MiB, {answer.body['problems'][0]}")
+    assert grown < 1_000_000, f"{grown} KiB"
     operation = b'{"op":"put","collection":"forwards","object":{"id":"a","sources":' + HUGE[kind](size).encode() + b"}}"
     is_told_why(rig.engine.patch(rig.change("@").replace(b'"@"', operation)), 0)
     assert rig.put(SMALL).body["result"] == "unchanged"
@@ -258,18 +259,13 @@ def test_patches_there_and_back_are_what_documents_would_be(before: Config, afte
         rig = router_rig(Path(folder), as_json(before))
         start = rig.engine.current.state
         for config in (after, before):
-            change = operations_between(
-                validate(Config, json.loads(rig.engine.document(rig.engine.current.number))["config"]), config
-            )
-            if not change:
-                continue
-            answer = rig.patch(*change)
-            assert answer.status == 200, answer.body
+            change = operations_between(rig.engine.current.config, config)  # type: ignore[arg-type]
+            if change:
+                answer = rig.patch(*change)
+                assert answer.status == 200, answer.body
             fresh = role.compile(validate(Config, as_json(config)), rig.engine.facts)
             assert not plan(rig.engine.current.state, fresh)
             assert not rig.is_now(fresh)
         assert not rig.is_now(start)
-        assert rig.put(as_json(before)).body["steps" if before != rig.engine.current.config else "result"] in (
-            0,
-            "unchanged",
-        )
+        answer = rig.put(as_json(before))  # other words at most: the order of what came back
+        assert answer.body["result"] == "unchanged" or answer.body["steps"] == 0

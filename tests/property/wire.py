@@ -181,7 +181,7 @@ class Bed:
             came = self._exchange([(p, written(p, i, _FIRST_PORT + i)) for i, p in burst])
             back: dict[int, Arrival] = {}
             if answer:
-                heard = [(i, packet, came[i]) for i, packet in burst if i in came and _is_answered(packet, came[i])]
+                heard = [(i, packet, came[i]) for i, packet in burst if i in came and is_answered(packet, came[i])]
                 back = self._exchange([(_sender(p, where), answered(p, i, where)) for i, p, where in heard])
             found += [(came.get(i), back.get(i)) for i, _ in burst]
         return found
@@ -246,7 +246,8 @@ class Bed:
             back.send(frame)
 
 
-def _is_answered(packet: Packet, arrival: Arrival) -> bool:
+def is_answered(packet: Packet, arrival: Arrival) -> bool:
+    """Does whoever got a packet answer it here?"""
     if packet.number not in (1, 6, 17) or (arrival.interface == "" and packet.number == 6):
         return False
     return arrival.interface != "" or not arrival.destination.endswith((".255", "224.0.0.1"))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from appliance.document import validate
 from appliance.state import Facts, LinkFact
-from appliance.values import bounds, dotted, number
+from appliance.values import bounds, contains, dotted, number
 from router.checks import problems
 from router.config import Config, EgressRule, Firewall, Forward, Ports, StaticNat
 from router.packet import Packet
@@ -116,7 +116,9 @@ def _ports(span: tuple[int, int]) -> dict[str, int]:
 
 @st.composite
 def _forward(draw: st.DrawFn, publics: list[str], guests: list[str]) -> dict[str, Any]:
-    first, last = draw(st.sampled_from(SPANS))
+    sources = draw(_sources)
+    # By source each port is an element: a range of all of them would take the test's time, and shows nothing more.
+    first, last = draw(st.sampled_from([s for s in SPANS if not sources or s[1] - s[0] < 100]))
     shift = draw(st.sampled_from([None, 0, 1, 1000]))
     fits = shift is not None and last + shift < 65536 and last - first < 100
     return {
@@ -125,7 +127,7 @@ def _forward(draw: st.DrawFn, publics: list[str], guests: list[str]) -> dict[str
         "ports": _ports((first, last)),
         "target": draw(st.sampled_from(guests)),
         "target_ports": _ports((first + (shift or 0), last + (shift or 0))) if fits else None,
-        "sources": draw(_sources),
+        "sources": sources,
     }
 
 
@@ -207,14 +209,22 @@ _PORTS = (0, 53, 67, 3922, 65535)
 _OTHERS = (47, 50, 89)  # protocols without ports: the first two stand in documents
 
 
+Span = tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The places where a document cuts each axis: addresses as the first and last of each piece, ports alike."""
+    """The places where a document cuts each axis: addresses as the first and last of each piece, ports alike.
+
+    `address_cells` and `port_cells` have one piece of each kind: no two of them are inside the same spans.
+    """
 
     interfaces: tuple[str, ...]
-    addresses: tuple[tuple[int, int], ...]
-    ports: tuple[tuple[int, int], ...]
-    icmp: tuple[tuple[int, int], ...]
+    addresses: tuple[Span, ...]
+    address_cells: tuple[Span, ...]
+    ports: tuple[Span, ...]
+    port_cells: tuple[Span, ...]
+    icmp: tuple[Span, ...]
     protocols: tuple[int, ...]
 
 
@@ -228,31 +238,43 @@ def axes(config: Config) -> Axes:
     cidrs += [c for r in config.firewall for c in r.sources]
     cidrs += [c for e in config.egress for c in (*e.sources, *e.destinations)]
     cidrs += [r.destination for r in config.routes]
-    spans = [(p, p) for p in _PORTS]
-    spans += [(f.ports.first, f.ports.last) for f in config.forwards]
     ruled: list[Firewall | EgressRule] = [*config.firewall, *config.egress]
-    spans += [(r.ports.first, r.ports.last) for r in ruled if r.ports]
-    types = {8, 13, 0, 3, *(r.icmp_type for r in ruled if r.icmp_type is not None)}
+    ports = [(p, p) for p in _PORTS]
+    ports += [(f.ports.first, f.ports.last) for f in config.forwards]
+    ports += [(r.ports.first, r.ports.last) for r in ruled if r.ports]
+    types = {8, 13, 0, *(r.icmp_type for r in ruled if r.icmp_type is not None)}
     codes = {0, 255, *(r.icmp_code for r in ruled if r.icmp_code is not None)}
     named = {r.protocol for r in ruled if isinstance(r.protocol, int) and r.protocol not in (1, 6, 17)}
+    spans = [bounds(c) for c in cidrs]
     return Axes(
         tuple(i.id for i in config.interfaces),
-        pieces(map(bounds, cidrs), (1 << 32) - 1),
-        pieces(spans, 65535),
+        pieces(spans, (1 << 32) - 1),
+        cells(spans, (1 << 32) - 1),
+        pieces(ports, 65535),
+        cells(ports, 65535),
         tuple((t, c) for t in sorted(types) for c in sorted(codes)),
         tuple(sorted({*named, 89})),
     )
 
 
-def pieces(spans: Iterable[tuple[int, int]], last: int) -> tuple[tuple[int, int], ...]:
+def pieces(spans: Iterable[Span], last: int) -> tuple[Span, ...]:
     """The axis from 0 to `last` cut at both ends of every span."""
     starts = sorted({0, *(x for first, end in spans for x in (first, end + 1) if x <= last)})
     return tuple(zip(starts, [s - 1 for s in starts[1:]] + [last], strict=True))
 
 
-def services(cuts: Axes, end: int) -> list[Service]:
-    """One of each piece of the ports, its first (`end` 0) or last (1) value; each ICMP type and code; each number."""
-    found: list[Service] = [(p, span[end], 8, 0) for p in ("tcp", "udp") for span in cuts.ports]
+def cells(spans: Sequence[Span], last: int) -> tuple[Span, ...]:
+    """The pieces of which no two are inside the same spans: from the first of each kind to the last."""
+    kinds: dict[tuple[bool, ...], Span] = {}
+    for start, end in pieces(spans, last):
+        kind = tuple(a <= start <= b for a, b in spans)
+        kinds[kind] = (kinds[kind][0] if kind in kinds else start, end)
+    return tuple(kinds.values())
+
+
+def services(cuts: Axes, ports: Sequence[Span], end: int) -> list[Service]:
+    """The first (`end` 0) or last (1) value of each piece of the ports; each ICMP type and code; each protocol."""
+    found: list[Service] = [(p, span[end], 8, 0) for p in ("tcp", "udp") for span in ports]
     found += [("icmp", 0, kind, code) for kind, code in cuts.icmp]
     return found + [(p, 0, 8, 0) for p in cuts.protocols]
 
@@ -270,7 +292,7 @@ class Luck:
         self.config, self.luck = config, random.Random(seed)
         cuts = axes(config)
         self.ends = [dotted(x) for span in cuts.addresses for x in span]
-        self.offered = services(cuts, 0) + services(cuts, 1)
+        self.offered = services(cuts, cuts.ports, 0) + services(cuts, cuts.ports, 1)
         self.uses = {"": "", **{i.id: i.use for i in config.interfaces}}
         self.own = [c.partition("/")[0] for i in config.interfaces for c in i.addresses]
         self.behind = {i.id: _within(i.addresses, self.ends) for i in config.interfaces}
@@ -289,22 +311,36 @@ class Luck:
         ]
 
     def packet(self) -> Packet:
-        how = self.luck.choices((self._aimed, self._asking, self._wild), (6, 1, 3))[0]
+        how = self.luck.choices((self._aimed, self._leaving, self._asking, self._wild), (5, 2, 1, 2))[0]
         came_by, source, destination, service = how()
         if self.luck.random() < 0.1:
             source = self.luck.choice(self.ends)
         protocol, port, kind, code = service
         if came_by == "":
             source = source if source in self.own else self.luck.choice(self.own)
-            if not 0 < bounds(destination)[0] < 224 << 24 or bounds(destination)[0] in self.last:
-                destination = self.luck.choice(GUESTS)  # what goes to all or to nobody, no program sends like this
+            destination = destination if self.is_sendable(destination) else self.luck.choice(GUESTS)
             kind = kind if kind in (8, 13) else 8  # nor what answers nothing
         return Packet(came_by, source, destination, protocol, 40000, port, kind, code)
+
+    def is_sendable(self, destination: str) -> bool:
+        """Would the router itself send a packet there: not to all, nor to nobody."""
+        return 0 < number(destination) < 224 << 24 and number(destination) not in self.last
 
     def _wild(self) -> tuple[str, str, str, Service]:
         came_by = self.luck.choice(tuple(self.uses))
         destination = self.luck.choice(self.own if self.luck.random() < 0.4 else self.ends)
         return came_by, self._source(came_by), destination, self.luck.choice(self.offered)
+
+    def _leaving(self) -> tuple[str, str, str, Service]:
+        """From a guest, most likely one that has something of its own, to the outside."""
+        if not self.config.networks:
+            return self._wild()
+        network = self.luck.choice(self.config.networks)
+        special = [
+            x.target for x in (*self.config.static_nats, *self.config.forwards) if contains(network.cidr, x.target)
+        ]
+        source = self.luck.choice([*special, self._source(network.interface)])
+        return network.interface, source, self.luck.choice(self.strangers), self.luck.choice(self.offered)
 
     def _asking(self) -> tuple[str, str, str, Service]:
         """At the router itself: what it might offer, at its addresses and to all."""
@@ -365,11 +401,15 @@ def _within(cidrs: Sequence[str], addresses: Iterable[str]) -> list[str]:
 
 
 def grid(config: Config, end: int) -> Iterator[Packet]:
-    """One packet of every cell: each axis cut at the document's boundaries, the first or last value of each piece."""
+    """One packet of every cell: by each interface and from the router itself, the first or last value of each piece."""
     cuts = axes(config)
-    addresses = [dotted(span[end]) for span in cuts.addresses]
-    for came_by in cuts.interfaces:
-        for source in addresses:
+    addresses = [dotted(span[end]) for span in cuts.address_cells]
+    offered = services(cuts, cuts.port_cells, end)
+    luck = Luck(config, 0)
+    for came_by in ("", *cuts.interfaces):
+        for source in addresses if came_by else luck.own:
             for destination in addresses:
-                for protocol, port, kind, code in services(cuts, end):
-                    yield Packet(came_by, source, destination, protocol, 40000, port, kind, code)
+                if came_by or luck.is_sendable(destination):
+                    for protocol, port, kind, code in offered:
+                        if came_by or protocol != "icmp" or kind in (8, 13):
+                            yield Packet(came_by, source, destination, protocol, 40000, port, kind, code)

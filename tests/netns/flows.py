@@ -1,0 +1,113 @@
+"""Live flows: connections that stay open while something is done to the router, and streams that count what is lost."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+
+from tests.netns.calls import LINE, PATIENCE_S, Call, greeting, idents, opened
+
+
+class Flow:
+    """A TCP connection, or a UDP exchange, that stays open: `name` and `seen` are of its greeting."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        kind = socket.SOCK_STREAM if call.protocol == "tcp" else socket.SOCK_DGRAM
+        self.socket = opened(call, kind)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.connect((call.to, call.port))
+        if kind == socket.SOCK_DGRAM:
+            self.socket.send(b"?%d" % next(idents))
+        else:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        reply = greeting(self.socket.recv(LINE))
+        assert reply, f"{call}: no greeting"
+        self.name, self.seen = reply.name, reply.seen
+
+    def goes_on(self, seconds: float = PATIENCE_S) -> bool:
+        """Whether what is sent comes back. An ended flow is reset, or gives nothing."""
+        said = b"%d\n" % next(idents)
+        self.socket.settimeout(seconds)
+        try:
+            self.socket.send(said)
+            found = b""
+            while len(found) < len(said):
+                some = self.socket.recv(LINE)
+                if not some:
+                    return False
+                found += some
+        except (TimeoutError, OSError):
+            return False
+        return found == said
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Stream:
+    """A live flow that sends `rate` times a second, on a thread. `lost()` ends it and tells what did not come back."""
+
+    def __init__(self, call: Call, rate: int = 1000) -> None:
+        self.flow = Flow(call)
+        self.is_tcp = call.protocol == "tcp"
+        self.sent = self._bytes = 0
+        self._pause = 1.0 / rate
+        self._ends = threading.Event()
+        self.flow.socket.settimeout(0.05)
+        self.flow.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: nothing is lost for want of room
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._sender.start()
+        self._reader.start()
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        while not self._ends.is_set():
+            self.flow.socket.send(b"%07d\n" % self.sent)
+            self.sent += 1
+            due += self._pause
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _read(self) -> None:
+        quiet_since = time.monotonic()
+        while not (self._ends.is_set() and (self._is_done() or time.monotonic() - quiet_since > PATIENCE_S / 2)):
+            try:
+                self._bytes += len(self.flow.socket.recv(65536))
+                quiet_since = time.monotonic()
+            except TimeoutError:
+                continue
+
+    @property
+    def got(self) -> int:
+        return self._bytes // 8
+
+    def _is_done(self) -> bool:
+        return not self._sender.is_alive() and self.got >= self.sent
+
+    def wait(self, more: int) -> None:
+        """Until so many more have come back."""
+        wanted, deadline = self.got + more, time.monotonic() + PATIENCE_S
+        while self.got < wanted:
+            assert time.monotonic() < deadline, f"the stream {self.flow.call} stands still"
+            time.sleep(0.005)
+
+    def lost(self) -> int:
+        """End it. UDP: datagrams that did not come back. TCP: segments that had to be sent again, and were needed."""
+        self._ends.set()
+        self._sender.join()
+        self._reader.join()
+        info = self.flow.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256) if self.is_tcp else b""
+        self.flow.close()
+        missing = self.sent - self.got
+        if not self.is_tcp:
+            return missing
+        # struct tcp_info of linux/tcp.h: a retransmission that was not needed comes back as a DSACK
+        resent, needless = _number(info, 100), _number(info, 216)
+        return missing + max(0, resent - needless)
+
+
+def _number(info: bytes, place: int) -> int:
+    return int.from_bytes(info[place : place + 4], sys.byteorder)
