@@ -24,7 +24,11 @@ def closed(facts: Facts, control_address: str = "") -> State:
         echo = (way_in, Match(("meta l4proto",), ("icmp",)), Match(("icmp type",), ("8",)))
         rules += [FilterRule(ssh, accept, "control: ssh"), FilterRule(echo, accept, "control: echo")]
     return State(
-        sysctls=(Sysctl("net.ipv4.ip_forward", "0"),),
+        sysctls=(
+            Sysctl("net.ipv4.ip_forward", "0"),
+            # Else removing an interface's first address takes its others along, and with the last all its routes.
+            Sysctl("net.ipv4.conf.all.promote_secondaries", "1"),
+        ),
         links=(Link(control, facts.control),) if control else (),
         addresses=(Address(control, control_address),) if control and control_address else (),
         ruleset=Ruleset(

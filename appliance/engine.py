@@ -31,6 +31,7 @@ from appliance.settings import Settings
 from appliance.state import Facts, Problem, Ruleset, State
 from appliance.store import Record, Store, StoreError
 
+ROUNDS = 2  # of making a machine what it was: a removal may take along what stays, as a link's last address its routes
 SECONDS_TO_CONFIRM = 60  # where the plan demands a confirmation and the document names no time
 
 
@@ -115,6 +116,7 @@ class Engine:
         self._facts = host.facts()
         self.current = Generation(0, "", None, closed(self._facts, settings.control_address))
         self._trouble = ""  # why the machine is not `current`: an undo or a heal that failed
+        self._drifted = False  # the machine is not `current`, by another's hand, and the policy is to report that
         self._unmade = ""  # why the last kept generation is not `current`: it cannot be made any more
         self._given_up: list[tuple[Record, State | None]] = []  # tried, and the machine may still hold parts of them
         self._timings: dict[str, float] = {}
@@ -177,13 +179,18 @@ class Engine:
     def _converge(self, state: State, reason: str) -> None:
         """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left."""
         failed: list[str] = []
+        rest: tuple[Step, ...] = ()
         try:
-            for step in plan(self.host.observe(state, self._leftovers()), state):
-                try:
-                    self.host.commit(step)
-                except Exception as error:
-                    failed.append(_words(error))
-            rest = _of_machine(plan(self.host.observe(state, self._leftovers()), state))
+            rest = plan(self.host.observe(state, self._leftovers()), state)
+            for _ in range(ROUNDS):
+                for step in rest:
+                    try:
+                        self.host.commit(step)
+                    except Exception as error:
+                        failed.append(_words(error))
+                rest = _of_machine(plan(self.host.observe(state, self._leftovers()), state))
+                if not rest:
+                    break
         except Exception as error:
             failed.append(_words(error))
             self._trouble = f"{reason}: {failed[0]}"
@@ -200,14 +207,14 @@ class Engine:
 
     def _settled(self) -> None:
         """The machine is as it should be. Only now is what was given up undone: an agent that dies before must know."""
-        self._trouble = ""
+        self._trouble, self._drifted = "", False
         for record, _ in self._given_up:
             self._note(record, status="undone", why=record.why)
         self._given_up = []
 
     def _steps_to(self, state: State) -> tuple[Step, ...]:
         """The plan from what the machine is: what was verified last, or, where that does not hold, what is observed."""
-        if self._trouble:
+        if self._trouble or self._drifted:
             return plan(self.host.observe(state, [self.current.state, *self._leftovers()]), state)
         return plan(self.current.state, state)
 
@@ -384,7 +391,7 @@ class Engine:
         """Answer a document that is already so: remember its number, touch nothing that is right."""
         if self.awaiting:
             return Answer(202, self._waiting(0))
-        if self._trouble:
+        if self._trouble or self._drifted:
             self._converge(self.current.state, "push")
         if self._trouble:
             words = "the document is as it was, and the machine is not as it says"
@@ -623,6 +630,9 @@ class Engine:
                 self._converge(state, "heal")
                 healed = not self._trouble
             drift = Drift(self.host.now(), outline(steps[:100]), reason, healed, by)
+            if self._drifted and self.drifts and self.drifts[-1].steps == drift.steps:
+                return drift  # reported already, and left as it is
+            self._drifted = not healed
             self.drifts = [*self.drifts[-99:], drift]
             self.metrics.drifted(healed)
             self.log.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 SAMPLES = (
@@ -77,7 +78,7 @@ class Maker:
             "string": lambda n: chance.choice(SAMPLES),
             "null": lambda n: None,
         }
-        return kinds[node["type"]](node) if "type" in node else chance.choice(JUNK)
+        return kinds[node["type"]](node) if "type" in node else self._junk()
 
     def _object(self, node: dict[str, Any]) -> dict[str, Any]:
         required = node.get("required", ())
@@ -94,6 +95,9 @@ class Maker:
         low, high = node.get("minimum", 0), node.get("maximum", 2**31)
         return self.chance.choice((low, high, self.chance.randint(low, high), min(max(low, 80), high)))
 
+    def _junk(self) -> Any:
+        return deepcopy(self.chance.choice(JUNK))
+
     def spoil(self, document: Any) -> Any:
         """The document with one to three things wrong somewhere."""
         for _ in range(self.chance.randint(1, 3)):
@@ -102,14 +106,14 @@ class Maker:
             if deed == 0:
                 del box[key]
             elif deed == 1 and isinstance(box, dict):
-                box[self.chance.choice(("surprise", "", "__class__", "Id", "id "))] = self.chance.choice(JUNK)
+                box[self.chance.choice(("surprise", "", "__class__", "Id", "id "))] = self._junk()
             elif deed == 2 and isinstance(box, list):
                 box.append(box[key])
             elif deed == 3:
                 other, place = self.chance.choice(_places(document))
                 box[key] = json.loads(json.dumps(other[place]))
             else:
-                box[key] = self.chance.choice(JUNK)
+                box[key] = self._junk()
         return document
 
     def spoil_bytes(self, body: bytes) -> bytes:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,22 @@ def test_one_step_that_cannot_be_undone_leaves_the_others_undone(rig: Rig) -> No
     answer = rig.put(RICH)
     assert answer.body["result"] == "undo failed"
     assert {step.kind for step in rig.is_now(before)} == {"link"}
+
+
+def test_what_a_removal_takes_along_is_put_back(rig: Rig) -> None:
+    """The kernel flushes a link's routes when its last address goes: an undo needs a second round then."""
+    before = rig.engine.current.state
+
+    def flush_routes(step: Step) -> None:
+        if step.kind == "address" and step.verb == "remove":
+            rig.host.machine = replace(rig.host.machine, routes=())
+
+    assert rig.put(RICH).status == 202
+    rig.host.on_commit = flush_routes
+    rig.host.clock += 60
+    assert rig.engine.expire()
+    assert rig.engine.broken == ""
+    assert not rig.is_now(before)
 
 
 # --- the journal ---

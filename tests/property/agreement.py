@@ -1,6 +1,7 @@
 """Four who say what becomes of a packet: the oracle, the trace of the compiled State, and two engines of the kernel.
 
-`Judges.agree` asks all four and fails with the first packet on which they differ: what each said, what the trace met.
+`Judges.settle` asks all four about every packet. Where they differ it looks for the smallest document that still shows
+it, and fails with that: the document, the packet, what each said, and what the trace met on its way.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from router.trace import Tracer
 from tests.property.frames import Arrival
 from tests.property.legacy import Legacy
 from tests.property.wire import Bed, is_answered
-from tests.property.world import FACTS, LINKS, MACS, NAMES
+from tests.property.world import FACTS, LINKS, MACS, NAMES, smallest
 
 DROPPED = ("dropped",)
 
@@ -29,54 +30,76 @@ class Judges:
         self.nft, self.old = Bed(links), Bed(links)
         self.legacy = Legacy(self.old.router)
         self.packets = 0
+        self._loaded: Config | None = None
 
     def close(self) -> None:
         self.legacy.close()
         self.nft.close()
         self.old.close()
 
-    def load(self, config: Config) -> State:
-        """Make both routers this document."""
-        state = compile(config, FACTS)
-        self.nft.load(state)
-        if not self.legacy.missing:
-            self.legacy.load(config, NAMES)
-        return state
-
-    def agree(self, config: Config, packets: Sequence[Packet], answers: bool = True) -> None:
-        """All agree on the document, which is loaded, and these packets; and on their answers."""
-        state = compile(config, FACTS)
+    def settle(self, config: Config, packets: Sequence[Packet]) -> None:
+        """All agree on the packets of a document, and on their answers."""
         self.packets += len(packets)
-        expected = [verdict(config, packet) for packet in packets]
+        found = self.difference(config, packets)
+        if found is None:
+            return
+        packet, told = found
+        least = smallest(config, lambda less: _fits(packet, less) and self.difference(less, [packet]) is not None)
+        if again := self.difference(least, [packet]):
+            told = again[1]
+        raise AssertionError(f"{told}\nin {least.model_dump_json(exclude_defaults=True)}")
+
+    def difference(self, config: Config, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+        """The first packet about which they differ, and what each says of it."""
+        state = compile(config, FACTS)
         tracer = Tracer(state)
+        expected = [verdict(config, packet) for packet in packets]
         for packet, wish in zip(packets, expected, strict=True):
             traced = tracer.trace(packet).outcome
             if traced.compared != wish.compared:
-                raise AssertionError(difference(state, packet, wish, "trace", traced.compared))
+                return packet, _told(state, packet, wish, "trace", traced.compared)
+        self._load(config, state)
         for name, bed in (("nftables", self.nft), ("legacy iptables", self.old)):
             if bed is self.old and self.legacy.missing:
                 continue
-            for packet, wish, (came, back) in zip(packets, expected, bed.converse(packets, answers), strict=True):
+            for packet, wish, (came, back) in zip(packets, expected, bed.converse(packets), strict=True):
                 seen = came.compared if came else DROPPED
                 if seen != wish.compared:
-                    raise AssertionError(difference(state, packet, wish, name, seen))
-                if came and answers and is_answered(packet, came):
-                    self._check_answer(config, packet, name, came, back)
+                    return packet, _told(state, packet, wish, name, seen)
+                if came and is_answered(packet, came) and (wrong := _wrong_answer(config, packet, name, came, back)):
+                    return packet, wrong
+        return None
 
-    def _check_answer(self, config: Config, packet: Packet, name: str, came: Arrival, back: Arrival | None) -> None:
-        wish = answer(config, packet)
-        seen = back.compared if back else DROPPED
-        # The port that an answer goes to is the bed's, that it came from the packet's own destination's.
-        ports = (packet.destination_port, back.flow) if back and packet.has_ports else (0, 0)
-        if seen[:4] != wish.compared[:4] or ports[0] != ports[1]:
-            raise AssertionError(
-                f"the answer to {packet}, which came out as {came}\n"
-                f"  oracle: {wish.compared}\n  {name}: {seen} from port {ports[1]}"
-            )
+    def _load(self, config: Config, state: State) -> None:
+        if config != self._loaded:
+            self._loaded = None
+            self.nft.load(state)
+            if not self.legacy.missing:
+                self.legacy.load(config, NAMES)
+            self._loaded = config
 
 
-def difference(state: State, packet: Packet, wish: Outcome, name: str, seen: object) -> str:
-    """What to read when two differ."""
+def _fits(packet: Packet, config: Config) -> bool:
+    """Can this packet be, in that document?"""
+    if packet.in_interface == "":
+        return any(c.startswith(f"{packet.source}/") for i in config.interfaces for c in i.addresses)
+    return any(i.id == packet.in_interface for i in config.interfaces)
+
+
+def _wrong_answer(config: Config, packet: Packet, name: str, came: Arrival, back: Arrival | None) -> str:
+    wish = answer(config, packet)
+    seen = back.compared if back else DROPPED
+    # The port that an answer goes to is the bed's own; the port that it comes from is the one that was asked.
+    asked, told = (packet.destination_port, back.flow) if back and packet.has_ports else (0, 0)
+    if seen[:4] == wish.compared[:4] and asked == told:
+        return ""
+    return (
+        f"the answer to {packet}, which came out as {came}\n"
+        f"  oracle: {wish.compared}\n  {name}: {seen} from port {told}"
+    )
+
+
+def _told(state: State, packet: Packet, wish: Outcome, name: str, seen: object) -> str:
     traced = Tracer(state).trace(packet)
     steps = "\n".join(f"    {s.chain}: {s.did} ({s.rule}) {s.element} {s.owner}" for s in traced.steps)
     return (
