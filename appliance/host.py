@@ -342,6 +342,8 @@ class LinuxHost:
             sets[name] = _looked(wished.sets[name], {*gone, *come})
         chains = wished.chains if before.chains is wished.chains else _looked_chains(before, wished)
         if chains is wished.chains and all(sets[n] is s for n, s in wished.sets.items()):
+            # What is right now is what later looks are held against; waiting for the timer would take in an edit.
+            self._fingerprint = self._fingerprint or nftlist.fingerprint()
             return wished
         return Ruleset(sets, chains)
 

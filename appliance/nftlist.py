@@ -47,6 +47,14 @@ def listing(wished: Ruleset) -> tuple[Listing, str] | None:
     return Listing(chains, comments, sets), mark
 
 
+def fingerprint() -> str:
+    """The fingerprint of our rules alone, as `listing` gives it. Raises wire.NetlinkError."""
+    try:
+        return _rules()[1]
+    except (wire.KernelError, OSError) as error:
+        raise wire.NetlinkError("list the rules", wire.words(error)) from None
+
+
 @cache
 def _channel() -> wire.Channel:
     return wire.Channel(wire.NETFILTER)
