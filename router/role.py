@@ -17,6 +17,6 @@ __all__ = ["Config", "compile", "problems", "revise", "revised_problems", "trace
 
 def trace(state: State, facts: Facts, query: Mapping[str, str]) -> dict[str, Any]:
     """What would happen to a packet, step by step, and which objects decide. Raises ValueError for a bad question."""
-    from router.trace import answer  # most agents are never asked: loaded when they are
+    from router.question import answer  # most agents are never asked: loaded when they are
 
     return answer(state, facts, query)

@@ -150,9 +150,8 @@ class Luck:
         if not self.config.networks:
             return self._wild()
         network = self.luck.choice(self.config.networks)
-        special = [
-            x.target for x in (*self.config.static_nats, *self.config.forwards) if contains(network.cidr, x.target)
-        ]
+        targets = [n.target for n in self.config.static_nats] + [f.target for f in self.config.forwards]
+        special = [target for target in targets if contains(network.cidr, target)]
         source = self.luck.choice([*special, self._source(network.interface)])
         return network.interface, source, self.luck.choice(self.strangers), self.luck.choice(self.offered)
 
