@@ -75,7 +75,8 @@ def serve(app: Any, path: Path) -> UnixWSGIServer:
             unix_socket_perms="600",
             threads=3,
             channel_timeout=24 * 3600,  # the manager keeps its channel open; sshd ends the dead ones
-            max_request_body_size=MAX_BYTES,
+            # More than a document may have is still read, to a file, so that its sender gets to hear why it is refused.
+            max_request_body_size=8 * MAX_BYTES,
             inbuf_overflow=MAX_BYTES,
             clear_untrusted_proxy_headers=True,
             ident="narthex",

@@ -49,21 +49,6 @@ def verdict(config: Config, packet: Packet) -> Outcome:
     return onwards(config, packet, came_by)
 
 
-def answer(config: Config, packet: Packet) -> Outcome:
-    """What becomes of the answer to a packet that was let in (rule 1): back from where the question was sent to.
-
-    The outcome is the answer's: of the packet's addresses and ports each in the other's place.
-    """
-    came_by = next((i for i in config.interfaces if i.id == packet.in_interface), None)
-    sport, dport = (packet.destination_port, packet.source_port) if packet.has_ports else (None, None)
-    if came_by is None:
-        return Outcome("local", "", packet.destination, packet.source, sport, dport, (), "an answer to the router")
-    out = way_out(config, packet.source, uplink_of(config, packet, came_by))
-    if out is None:
-        return dropped(packet, f"there is no way back to {packet.source}")
-    return Outcome("forwarded", out.id, packet.destination, packet.source, sport, dport, (out.id,), "an answer")
-
-
 def starts_a_flow(packet: Packet) -> bool:
     return packet.number != 1 or packet.icmp_type in QUESTIONS
 
@@ -93,6 +78,24 @@ def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
 def inner_home_of(config: Config, source: str) -> Interface | None:
     """The guest, private or control interface in whose subnet an address lies."""
     return next((i for i in config.interfaces if i.use != "public" and is_connected(i, source)), None)
+
+
+# --- rule 1: answers ---
+
+
+def answer(config: Config, packet: Packet) -> Outcome:
+    """What becomes of the answer to a packet that was let in (rule 1): back from where the question was sent to.
+
+    The outcome is the answer's: of the packet's addresses and ports each in the other's place.
+    """
+    came_by = next((i for i in config.interfaces if i.id == packet.in_interface), None)
+    sport, dport = (packet.destination_port, packet.source_port) if packet.has_ports else (None, None)
+    if came_by is None:
+        return Outcome("local", "", packet.destination, packet.source, sport, dport, (), "an answer to the router")
+    out = way_out(config, packet.source, uplink_of(config, packet, came_by))
+    if out is None:
+        return dropped(packet, f"there is no way back to {packet.source}")
+    return Outcome("forwarded", out.id, packet.destination, packet.source, sport, dport, (out.id,), "an answer")
 
 
 # --- rule 2: to a public address ---

@@ -2,9 +2,10 @@
 
     ?in=ISP&src=192.0.2.7&dst=203.0.113.10&proto=tcp&dport=2222
 
-`dst` alone is a packet of the router's own. `src` without `in` comes by the interface that leads back to it. `proto`
-is tcp, udp, icmp or a number (tcp where it isn't said), `dport` is asked for with tcp and udp; `sport`, `icmp_type` (8,
-an echo) and `icmp_code` (0) may be said. The answer names each rule that the packet met, and at the end its fate.
+`dst` alone is a packet of the router's own; `in` without `src` is from a neighbour on that interface; `src` without
+`in` comes by the interface that leads back to it. `proto` is tcp, udp, icmp or a number: tcp where a port is said
+(`dport`), else a ping. `sport`, `icmp_type` (8, an echo) and `icmp_code` (0) may be said. The answer repeats the packet
+as it was understood, names each rule that it met, and says its fate.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from appliance.state import Facts, State
-from appliance.values import address, is_v6, number
+from appliance.values import address, bounds, dotted, is_v6, number
 from router.packet import NAMES, NUMBERS, Packet
 from router.trace import Tracer
 
@@ -30,17 +31,10 @@ def answer(state: State, facts: Facts, query: Mapping[str, str]) -> dict[str, ob
     tracer = Tracer(state)
     packet = _packet(tracer, query)
     traced = tracer.trace(packet)
-    outcome = traced.outcome
     return {
         "packet": _sent(packet),
         "steps": [asdict(step) for step in traced.steps],
-        "verdict": outcome.verdict,
-        "interface": outcome.out_interface,
-        "source": outcome.source,
-        "destination": outcome.destination,
-        "destination_port": outcome.destination_port,
-        "owners": list(outcome.owners),
-        "why": outcome.why,
+        "outcome": asdict(traced.outcome),
     }
 
 
@@ -59,12 +53,12 @@ def _packet(tracer: Tracer, query: Mapping[str, str]) -> Packet:
     source = _address("src", query["src"]) if query.get("src") else ""
     came_by = query.get("in", "")
     if came_by and not source:
-        raise ValueError(f"say from whom it comes in by {came_by}: src=ADDRESS")
-    if not source:
+        source = _neighbour(tracer, came_by)
+    elif not source:
         source = _own_source(tracer, destination)
     elif not came_by:
         came_by = _way_back(tracer, source)
-    protocol = _protocol(query.get("proto") or "tcp")
+    protocol = _protocol(query.get("proto") or ("tcp" if "dport" in query else "icmp"))
     if protocol in ("tcp", "udp") and "dport" not in query:
         raise ValueError(f"say to which port: dport=NUMBER, or another proto than {protocol}")
     return Packet(
@@ -80,7 +74,10 @@ def _packet(tracer: Tracer, query: Mapping[str, str]) -> Packet:
 
 
 def _address(name: str, text: str) -> str:
-    found = address(text)
+    try:
+        found = address(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if is_v6(found):
         raise ValueError(f"{name}: this version serves IPv4, and {text} is IPv6")
     return found
@@ -92,6 +89,17 @@ def _own_source(tracer: Tracer, destination: str) -> str:
     if found := tracer.fib.source_for(way):
         return found
     raise ValueError(f"the router has no way to {destination}, nor a source to send from; say src=ADDRESS")
+
+
+def _neighbour(tracer: Tracer, came_by: str) -> str:
+    """The first address on an interface's first subnet that isn't the router's."""
+    link = tracer.link(came_by)
+    for own in (a.cidr for a in tracer.state.addresses if a.link == link and not is_v6(a.cidr)):
+        first, last = bounds(own)
+        for place in range(first + 1, last):
+            if tracer.fib.look(place, 0).kind != "local":
+                return dotted(place)
+    raise ValueError(f"there is nobody to come in by {came_by}; say src=ADDRESS")
 
 
 def _way_back(tracer: Tracer, source: str) -> str:
@@ -108,7 +116,7 @@ def _protocol(text: str) -> str | int:
     if text in NUMBERS:
         return text
     if not text.isascii() or not text.isdigit() or int(text) > 255:
-        raise ValueError(f"{text!r} is no protocol; say tcp, udp, icmp or a number from 0 to 255")
+        raise ValueError(f"proto: {text!r} is no protocol; say tcp, udp, icmp or a number from 0 to 255")
     return NAMES.get(int(text), int(text))
 
 

@@ -68,7 +68,7 @@ class Tracer:
         self.sets = Sets(state.ruleset.sets)
         self.chains = {chain.name: chain for chain in state.ruleset.chains}
         self.ids = {link.name: link.owner or link.name for link in state.links}
-        self.links = {name: name for name in self.ids} | {ident: name for name, ident in self.ids.items()}
+        self._links = {name: name for name in self.ids} | {ident: name for name, ident in self.ids.items()}
         hooked: dict[str, list[tuple[Hook, Chain]]] = {}
         for chain in state.ruleset.chains:
             if chain.hook:
@@ -81,12 +81,17 @@ class Tracer:
         """The base chains of a hook in the order in which a packet meets them."""
         return self._hooked.get(hook, [])
 
+    def link(self, interface: str) -> str:
+        """The link of an interface, by its id or by its own name. Raises ValueError that names those there are."""
+        if interface not in self._links:
+            known = ", ".join(sorted(self.ids.values()))
+            raise ValueError(f"there is no interface {interface}; the interfaces are: {known}")
+        return self._links[interface]
+
     def trace(self, packet: Packet) -> Trace:
         """What would happen to a new packet."""
-        if packet.in_interface and packet.in_interface not in self.links:
-            known = ", ".join(sorted(self.ids.values()))
-            raise ValueError(f"there is no interface {packet.in_interface}; the interfaces are: {known}")
-        walk = _Walk(self, Moment(packet, self.fib, self.sets, self.links.get(packet.in_interface, "")))
+        came_by = self.link(packet.in_interface) if packet.in_interface else ""
+        walk = _Walk(self, Moment(packet, self.fib, self.sets, came_by))
         outcome = walk.from_a_link() if packet.in_interface else walk.from_ourselves()
         return Trace(tuple(walk.steps), outcome)
 
@@ -99,8 +104,7 @@ class _Walk:
     now: Moment
     asked: set[str] = field(default_factory=set)
     steps: list[Step] = field(default_factory=list)
-    owners: list[str] = field(default_factory=list)
-    why: str = ""
+    decided: list[Step] = field(default_factory=list)
 
     # --- the way ---
 
@@ -138,21 +142,22 @@ class _Walk:
 
     def _ended(self, verdict: Literal["forwarded", "local", "dropped"]) -> Outcome:
         now, packet = self.now, self.now.packet
-        owners = tuple(dict.fromkeys(filter(None, self.owners)))
+        decided = self.decided[-1:] if verdict == "dropped" else self.decided
+        owners = tuple(dict.fromkeys(step.owner for step in decided if step.owner))
+        why = "; ".join(dict.fromkeys(step.rule for step in decided if step.rule))
         source, destination, port = dotted(now.source), dotted(now.destination), now.port
         if verdict == "dropped":
             source, destination, port = packet.source, packet.destination, packet.destination_port
         sport, dport = (packet.source_port, port) if packet.has_ports else (None, None)
         out = self._id(now.leaves_by) if verdict == "forwarded" else ""
-        return Outcome(verdict, out, source, destination, sport, dport, owners, self.why)
+        return Outcome(verdict, out, source, destination, sport, dport, owners, why)
 
     # --- what is told ---
 
     def _tell(self, chain: str, did: str, rule: str, element: str = "", owner: str = "") -> None:
         """A step that decides."""
         self.steps.append(Step(chain, did, rule, element, owner))
-        self.owners.append(owner)
-        self.why = rule or self.why
+        self.decided.append(self.steps[-1])
 
     def _tell_way(self, way: Way) -> None:
         if way.kind == "nowhere":
@@ -247,7 +252,9 @@ class _Walk:
         kind, _, target = text.strip().partition(" ")
         if kind not in ("accept", "drop", "return", "jump", "goto"):
             raise NotImplementedError(f"{chain}: trace does not know the verdict {kind}")
-        self._tell(chain, f"{kind} {target}".strip(), rule.why, element, owner)
+        self.steps.append(Step(chain, f"{kind} {target}".strip(), rule.why, element, owner))
+        if kind in ("accept", "drop"):
+            self.decided.append(self.steps[-1])
         return kind, target
 
     def _nat(self, chain: str, rule: FilterRule, nat: Nat) -> tuple[str, str]:

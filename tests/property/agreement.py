@@ -15,9 +15,9 @@ from router.oracle import answer, verdict
 from router.packet import Outcome, Packet
 from router.trace import Tracer
 from tests.property.frames import Arrival
-from tests.property.legacy import Legacy
 from tests.property.wire import Bed, is_answered
 from tests.property.world import FACTS, LINKS, MACS, NAMES, smallest
+from tests.property.xtables import Legacy
 
 DROPPED = ("dropped",)
 
@@ -30,7 +30,7 @@ class Judges:
         self.nft, self.old = Bed(links), Bed(links)
         self.legacy = Legacy(self.old.router)
         self.packets = 0
-        self._loaded: Config | None = None
+        self._loaded: tuple[Config, State] | None = None
 
     def close(self) -> None:
         self.legacy.close()
@@ -52,13 +52,21 @@ class Judges:
     def difference(self, config: Config, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
         """The first packet about which they differ, and what each says of it."""
         state = compile(config, FACTS)
+        return self.misled(config, state, packets) or self.misdone(config, state, packets)
+
+    def misled(self, config: Config, state: State, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+        """The first packet of which the trace of a State says something else than the document means."""
         tracer = Tracer(state)
-        expected = [verdict(config, packet) for packet in packets]
-        for packet, wish in zip(packets, expected, strict=True):
-            traced = tracer.trace(packet).outcome
+        for packet in packets:
+            traced, wish = tracer.trace(packet).outcome, verdict(config, packet)
             if traced.compared != wish.compared:
                 return packet, _told(state, packet, wish, "trace", traced.compared)
+        return None
+
+    def misdone(self, config: Config, state: State, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+        """The first packet with which a kernel does something else than the document means."""
         self._load(config, state)
+        expected = [verdict(config, packet) for packet in packets]
         for name, bed in (("nftables", self.nft), ("legacy iptables", self.old)):
             if bed is self.old and self.legacy.missing:
                 continue
@@ -71,12 +79,12 @@ class Judges:
         return None
 
     def _load(self, config: Config, state: State) -> None:
-        if config != self._loaded:
+        if (config, state) != self._loaded:
             self._loaded = None
             self.nft.load(state)
             if not self.legacy.missing:
                 self.legacy.load(config, NAMES)
-            self._loaded = config
+            self._loaded = (config, state)
 
 
 def _fits(packet: Packet, config: Config) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.state import State
+from router.compile import compile
 from tests.property.agreement import Judges
 from tests.property.likely import likely_packets
-from tests.property.world import document
+from tests.property.world import FACTS, document
 from tests.trials import trials
 
 PACKETS = 300  # per document: what they cost is about what loading the document costs
@@ -38,3 +41,39 @@ def test_all_agree(judges: Judges, record_figure: Callable[[str, float, str], No
     agree()
     record_figure("documents on which oracle, trace and kernels agree", documents_tried, "documents")
     record_figure("packets on which oracle, trace and kernels agree", judges.packets - before, "packets")
+
+
+# --- the judges themselves: would they see it? ---
+
+CHAINS = ("ingress", "senders", "public", "dstnat", "forward", "srcnat", "input", "reroute", "dstnat_own")
+SEEDS = range(40)
+
+
+def without_rules(state: State, name: str) -> State:
+    chains = tuple(replace(chain, rules=()) if chain.name == name else chain for chain in state.ruleset.chains)
+    return replace(state, ruleset=replace(state.ruleset, chains=chains))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_an_empty_chain_is_noticed(judges: Judges, name: str) -> None:
+    """By the trace and by the kernel, each on its own."""
+    for judge in (judges.misled, judges.misdone):
+        for seed in SEEDS:
+            config = document(seed)
+            if judge(config, without_rules(compile(config, FACTS), name), likely_packets(config, PACKETS, seed)):
+                break
+        else:
+            pytest.fail(f"{judge.__name__} misses chain {name} on no document")
+
+
+def test_an_answer_that_goes_astray_is_noticed(judges: Judges) -> None:
+    """Without its mark an answer leaves by the first uplink, wherever its question came from."""
+    for seed in SEEDS:
+        config = document(seed)
+        state = compile(config, FACTS)
+        empty = replace(state.ruleset.sets["m_uplink"], elements={}, owners={})
+        broken = replace(state, ruleset=replace(state.ruleset, sets={**state.ruleset.sets, "m_uplink": empty}))
+        found = judges.misdone(config, broken, likely_packets(config, PACKETS, seed))
+        if found and found[1].startswith("the answer to"):
+            return
+    pytest.fail("no answer went astray")

@@ -12,7 +12,7 @@ from appliance.fake import facts
 from appliance.state import Facts, State
 from router.compile import compile
 from router.config import Config
-from router.question import answer, packet_of
+from router.question import answer
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "router.json"
 
@@ -41,10 +41,15 @@ def test_a_closed_port_is_dropped(router: tuple[State, Facts]) -> None:
 
 
 def test_without_a_port_it_is_a_ping_from_a_neighbour(router: tuple[State, Facts]) -> None:
-    packet = packet_of(router[0], {"in": "guest", "dst": "198.51.100.10"})
-    assert (packet.protocol, packet.icmp_type) == ("icmp", 8)
-    assert packet.source.startswith("10.1.1.")
-    assert packet.source != "10.1.1.1"
+    packet = ask(router, in_="guest", dst="198.51.100.10")["packet"]
+    assert (packet["protocol"], packet["icmp_type"]) == ("icmp", 8)
+    assert packet["source"].startswith("10.1.1.")
+    assert packet["source"] != "10.1.1.1"
+
+
+def test_without_an_interface_it_comes_from_where_its_source_is(router: tuple[State, Facts]) -> None:
+    packet = ask(router, src="10.1.1.77", dst="198.51.100.10")["packet"]
+    assert packet["in_interface"] == "guest"
 
 
 def test_without_an_interface_it_is_our_own(router: tuple[State, Facts]) -> None:
@@ -62,6 +67,7 @@ def test_without_an_interface_it_is_our_own(router: tuple[State, Facts]) -> None
         ({"dst": "192.0.2.1", "dport": "65536"}, "dport"),
         ({"dst": "192.0.2.1", "proto": "ipx"}, "proto"),
         ({"dst": "192.0.2.1", "icmp_type": "-1"}, "icmp_type"),
+        ({"dst": "192.0.2.1", "proto": "tcp"}, "dport"),
         ({"dst": "192.0.2.1", "port": "1"}, "port"),
         ({"dst": "192.0.2.1", "src": "192.0.2.2", "in": "nowhere"}, "nowhere"),
     ],
@@ -69,3 +75,8 @@ def test_without_an_interface_it_is_our_own(router: tuple[State, Facts]) -> None
 def test_what_is_wrong_is_named(router: tuple[State, Facts], query: dict[str, str], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         answer(*router, query)
+
+
+def test_before_the_first_document_there_is_nothing_to_ask() -> None:
+    with pytest.raises(ValueError, match="no document yet"):
+        answer(State(), facts(), {"dst": "192.0.2.1"})
