@@ -47,7 +47,11 @@ class Supervised:
             return told
 
     def log(self, unit: str) -> str:
-        return (self.folder / f"log/{unit}.log").read_text()
+        """What stands in a unit's log; nothing at the moment between two files."""
+        try:
+            return (self.folder / f"log/{unit}.log").read_text()
+        except FileNotFoundError:
+            return ""
 
     def status(self, name: str) -> UnitStatus:
         return self.runner.observe()[name]

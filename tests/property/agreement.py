@@ -20,6 +20,8 @@ from tests.property.world import FACTS, LINKS, MACS, NAMES, smallest
 from tests.property.xtables import Legacy
 
 DROPPED = ("dropped",)
+Meant = Sequence[tuple[Packet, Outcome]]  # packets and what the document means for them
+Difference = tuple[Packet, str]  # a packet, and what each says of it
 
 
 class Judges:
@@ -49,33 +51,42 @@ class Judges:
             told = again[1]
         raise AssertionError(f"{told}\nin {least.model_dump_json(exclude_defaults=True)}")
 
-    def difference(self, config: Config, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+    def difference(self, config: Config, packets: Sequence[Packet]) -> Difference | None:
         """The first packet about which they differ, and what each says of it."""
-        state = compile(config, FACTS)
-        return self.misled(config, state, packets) or self.misdone(config, state, packets)
+        state, meant = compile(config, FACTS), meanings(config, packets)
+        return self.misled(config, state, meant) or self.misdone(config, state, meant)
 
-    def misled(self, config: Config, state: State, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+    def misled(self, config: Config, state: State, meant: Meant) -> Difference | None:
         """The first packet of which the trace of a State says something else than the document means."""
         tracer = Tracer(state)
-        for packet in packets:
-            traced, wish = tracer.trace(packet).outcome, verdict(config, packet)
+        for packet, wish in meant:
+            traced = tracer.trace(packet).outcome
             if traced.compared != wish.compared:
                 return packet, _told(state, packet, wish, "trace", traced.compared)
         return None
 
-    def misdone(self, config: Config, state: State, packets: Sequence[Packet]) -> tuple[Packet, str] | None:
+    def misdone(self, config: Config, state: State, meant: Meant) -> Difference | None:
         """The first packet with which a kernel does something else than the document means."""
         self._load(config, state)
-        expected = [verdict(config, packet) for packet in packets]
-        for name, bed in (("nftables", self.nft), ("legacy iptables", self.old)):
-            if bed is self.old and self.legacy.missing:
-                continue
-            for packet, wish, (came, back) in zip(packets, expected, bed.converse(packets), strict=True):
-                seen = came.compared if came else DROPPED
-                if seen != wish.compared:
-                    return packet, _told(state, packet, wish, name, seen)
-                if came and is_answered(packet, came) and (wrong := _wrong_answer(config, packet, name, came, back)):
-                    return packet, wrong
+        found = self._misdone_by("nftables", self.nft, config, state, meant)
+        if found or self.legacy.missing:
+            return found
+        return self._misdone_by("legacy iptables", self.old, config, state, meant)
+
+    def change(self, config: Config, by_delta: bool, packets: Sequence[Packet]) -> Difference | None:
+        """Make our own router this document, by what differs from the one before, and try packets on it."""
+        self._loaded = None
+        state = compile(config, FACTS)
+        self.nft.load(state, by_delta)
+        return self._misdone_by("nftables", self.nft, config, state, meanings(config, packets))
+
+    def _misdone_by(self, name: str, bed: Bed, config: Config, state: State, meant: Meant) -> Difference | None:
+        for (packet, wish), (came, back) in zip(meant, bed.converse([packet for packet, _ in meant]), strict=True):
+            seen = came.compared if came else DROPPED
+            if seen != wish.compared:
+                return packet, _told(state, packet, wish, name, seen)
+            if came and is_answered(packet, came) and (wrong := _wrong_answer(config, packet, name, came, back)):
+                return packet, wrong
         return None
 
     def _load(self, config: Config, state: State) -> None:
@@ -85,6 +96,10 @@ class Judges:
             if not self.legacy.missing:
                 self.legacy.load(config, NAMES)
             self._loaded = (config, state)
+
+
+def meanings(config: Config, packets: Sequence[Packet]) -> Meant:
+    return [(packet, verdict(config, packet)) for packet in packets]
 
 
 def _fits(packet: Packet, config: Config) -> bool:

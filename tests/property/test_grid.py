@@ -24,7 +24,7 @@ from tests.property.world import MACS, document
 from tests.trials import trials
 
 PORTION = 4000
-MOST_CELLS = 30_000  # of a random document: a few seconds
+MOST_CELLS = 20_000  # of a random document: a few seconds
 
 
 def interface(ident: str, use: str, *addresses: str, gateway: str | None = None) -> dict[str, Any]:

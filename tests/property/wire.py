@@ -22,7 +22,7 @@ from pathlib import Path
 
 from appliance.netlink import Netlink
 from appliance.nft import Nft
-from appliance.ruleset import whole
+from appliance.ruleset import delta, whole
 from appliance.state import State
 from router.packet import Packet
 from tests.property.frames import Arrival, answered, read, written
@@ -134,9 +134,14 @@ class Bed:
 
     # --- the document ---
 
-    def load(self, state: State) -> None:
-        """Make the namespace this State: settings, addresses, routes, rules, packet filter."""
+    def load(self, state: State, by_delta: bool = False) -> None:
+        """Make the namespace this State: settings, addresses, routes, rules, packet filter.
+
+        `by_delta`: change what differs in the packet filter, where there is a way to, instead of replacing it.
+        """
         before = self._loaded
+        change = delta(before.ruleset, state.ruleset) if by_delta else None
+        text = whole(state.ruleset) if change is None else change.text
         with inside(self.router):
             if before.sysctls != state.sysctls:
                 for setting in state.sysctls:
@@ -144,7 +149,8 @@ class Bed:
                         _setting(setting.key).write_text(setting.value)
             if (before.addresses, before.routes, before.rules) != (state.addresses, state.routes, state.rules):
                 self._settle(before, state)
-            Nft(_started).apply(whole(state.ruleset))
+            if text:
+                Nft(_started).apply(text)
         self._loaded = state
 
     def _settle(self, before: State, after: State) -> None:

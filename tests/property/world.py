@@ -68,6 +68,15 @@ def sound(raw: Raw) -> Config:
         raw = without(raw, found)
 
 
+def part(config: Config, seed: int) -> Config:
+    """The document without some of its objects."""
+    luck = random.Random(seed)
+    raw: Raw = config.model_dump(mode="json", exclude_defaults=True)
+    for name in ("forwards", "static_nats", "firewall", "egress", "routes"):
+        raw[name] = [item for item in raw.get(name, ()) if luck.random() < 0.6]
+    return validate(Config, raw)
+
+
 def smallest(config: Config, fails: Callable[[Config], bool]) -> Config:
     """A document that fails although nothing can be left out of it any more."""
     raw: Raw = config.model_dump(mode="json", exclude_defaults=True)
