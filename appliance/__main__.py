@@ -13,6 +13,7 @@ from appliance.api import create_app
 from appliance.engine import Engine
 from appliance.host import LinuxHost
 from appliance.log import Log
+from appliance.memory import keep_small
 from appliance.metrics import Metrics
 from appliance.server import serve
 from appliance.store import Store
@@ -21,6 +22,7 @@ from appliance.watch import Watch
 
 
 def main() -> int:
+    keep_small()
     log, metrics = Log(), Metrics()
     try:
         facts = settings.load()

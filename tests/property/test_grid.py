@@ -20,7 +20,7 @@ from router.config import Config
 from router.packet import Packet
 from tests.property.agreement import Judges
 from tests.property.likely import axes, grid, services
-from tests.property.world import MACS, document
+from tests.property.world import BY_SEED, MACS, document
 from tests.trials import trials
 
 PORTION = 4000
@@ -122,7 +122,7 @@ def test_every_cell_of_a_small_document(judges: Judges, name: str) -> None:
 def test_every_cell_of_random_documents(judges: Judges, record_figure: Callable[[str, float, str], None]) -> None:
     before = judges.packets
 
-    @settings(max_examples=trials(50))
+    @settings(max_examples=trials(50), phases=BY_SEED)
     @given(st.integers(0, 2**64 - 1))
     def agree(seed: int) -> None:
         every_cell(judges, small_document(seed))

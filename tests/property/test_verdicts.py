@@ -13,7 +13,7 @@ from appliance.state import State
 from router.compile import compile
 from tests.property.agreement import Judges, meanings
 from tests.property.likely import likely_packets
-from tests.property.world import FACTS, document, part
+from tests.property.world import BY_SEED, FACTS, document, part
 from tests.trials import trials
 
 PACKETS = 300  # per document: what they cost is about what loading the document costs
@@ -30,7 +30,7 @@ def test_all_agree(judges: Judges, record_figure: Callable[[str, float, str], No
     before = judges.packets
     documents_tried = 0
 
-    @settings(max_examples=trials(2000))
+    @settings(max_examples=trials(2000), phases=BY_SEED)
     @given(st.integers(0, 2**64 - 1))
     def agree(seed: int) -> None:
         nonlocal documents_tried
@@ -48,7 +48,7 @@ def test_all_agree(judges: Judges, record_figure: Callable[[str, float, str], No
 def test_a_changed_router_is_the_same_as_a_new_one(judges: Judges) -> None:
     """From a part of a document to the whole and back, by what differs: packets tell no difference."""
 
-    @settings(max_examples=trials(300))
+    @settings(max_examples=trials(300), phases=BY_SEED)
     @given(st.integers(0, 2**64 - 1))
     def agree(seed: int) -> None:
         config = document(seed)
