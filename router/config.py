@@ -189,7 +189,8 @@ class Record(Model):
 
 
 class Config(Model):
-    """A router. Every object has an id, unique in its collection; order means nothing here."""
+    """A router. Every object has an id, unique in its collection. Order means nothing, but for one thing: the first
+    public interface is the way out of whoever has no other."""
 
     interfaces: tuple[Interface, ...]
     networks: tuple[Network, ...] = ()
