@@ -56,7 +56,7 @@ class LinuxHost:
     ) -> None:
         self.settings, self.runner, self.metrics = settings, runner, metrics
         self.netlink = netlink or Netlink()
-        self.nft = Nft(self.run)
+        self.nft = Nft(self.run, settings.tool_seconds)
         self._fingerprint = ""
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
@@ -64,8 +64,12 @@ class LinuxHost:
 
     # --- processes
 
-    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
-        """Run a tool: (exit status, output, error output). Raises HostError where it is missing or hangs."""
+    def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 0.0) -> tuple[int, bytes, bytes]:
+        """Run a tool: (exit status, output, error output). Raises HostError where it is missing or hangs.
+
+        `seconds` until it is ended, 0 for the settings' `tool_seconds`.
+        """
+        seconds = seconds or self.settings.tool_seconds
         self.metrics.process(argv[0])
         try:
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -2,7 +2,7 @@
 
 What it is asked for comes as a definition, a dict as in supervisor.py, checked by `checked`. Time is the
 monotonic clock's, in seconds. A unit that is wanted and has ended is started again: after 0.1 s, then twice
-as long each time, 5 s at most; one that has lived for 10 s starts from 0.1 s anew.
+as long each time, 5 s at most; one that has lived for 1 s starts from 0.1 s anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 NAME = re.compile(r"[a-z0-9][a-z0-9@_-]{0,63}", re.ASCII)
-FIRST_DELAY_S, LONGEST_DELAY_S, LONG_LIFE_S = 0.1, 5.0, 10.0
+FIRST_DELAY_S, LONGEST_DELAY_S, LONG_LIFE_S = 0.1, 5.0, 1.0
 PATIENCE_S = 5.0  # from SIGTERM to SIGKILL
 LOG_BYTES = 1 << 20  # of one log file; the one before it is kept as NAME.log.1
 TAIL_BYTES = 4096  # of what a unit said last, for the answer to a failed start

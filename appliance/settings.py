@@ -29,6 +29,7 @@ class Settings:
 
     `control_mac` in lower case with colons, `control_address` with its prefix length (169.254.2.10/24).
     `heal`: put drift right, or only report it. `watch_seconds`: between two looks at the whole machine.
+    `tool_seconds`: a tool that takes longer is ended, and the push with it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Settings:
     run_dir: str = "/run/narthex"
     heal: Literal["heal", "report"] = "heal"
     watch_seconds: float = 30.0
+    tool_seconds: float = 30.0
 
     @property
     def socket(self) -> str:
@@ -78,6 +80,7 @@ _RULES: Mapping[str, tuple[str, Check]] = {
     "run_dir": ("an absolute path", _ABSOLUTE),
     "heal": ('"heal" or "report"', _matches("heal|report")),
     "watch_seconds": ("a number of seconds, 1 to 86400", _is_interval),
+    "tool_seconds": ("a number of seconds, 1 to 86400", _is_interval),
 }
 
 
