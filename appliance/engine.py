@@ -177,17 +177,22 @@ class Engine:
         return config
 
     def _converge(self, state: State, reason: str) -> None:
-        """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left."""
+        """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left.
+
+        But for the packet filter of a machine that has none, as at boot: it comes first, and without it nothing is let up.
+        """
         failed: list[str] = []
         rest: tuple[Step, ...] = ()
         try:
             rest = plan(self.host.observe(state, self._leftovers()), state)
             for _ in range(ROUNDS):
-                for step in rest:
+                for step in sorted(rest, key=_is_first_filter, reverse=True):
                     try:
                         self.host.commit(step)
                     except Exception as error:
                         failed.append(_words(error))
+                        if _is_first_filter(step):
+                            break
                 rest = _of_machine(plan(self.host.observe(state, self._leftovers()), state))
                 if not rest:
                     break
@@ -707,6 +712,11 @@ def _words(error: Exception) -> str:
 def _of_machine(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without the end of flows: those are a deed, and nothing that a machine is."""
     return tuple(s for s in steps if s.kind != "flows")
+
+
+def _is_first_filter(step: Step) -> bool:
+    """Is it the packet filter of a machine that has none?"""
+    return isinstance(step.before, Ruleset) and not step.before.chains
 
 
 def _under(prefix: str, problems: list[Problem]) -> list[Problem]:

@@ -107,10 +107,21 @@ class SupervisorRunner:
             raise UnitError(unit, answer["error"], answer.get("output", ""))
         return answer
 
+    def _connect(self, sock: socket.socket, deadline: float) -> None:
+        """Connect; a Unix socket whose queue is full says EAGAIN at once (connect(2)), so it is asked again."""
+        while True:
+            sock.settimeout(ANSWER_S)
+            try:
+                sock.connect(self.path)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
     def _exchange(self, request: bytes, deadline: float) -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(ANSWER_S)
-            sock.connect(self.path)
+            self._connect(sock, deadline)
             sock.sendall(request)
             answer = b""
             while not answer.endswith(b"\n"):
