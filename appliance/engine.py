@@ -179,7 +179,7 @@ class Engine:
     def _converge(self, state: State, reason: str) -> None:
         """Observe the machine and make it `state`. A step that fails stops no other; `_trouble` says what is left.
 
-        But for the packet filter of a machine that has none, as at boot: it comes first, and without it nothing is let up.
+        But for the packet filter of a machine that has none, as at boot: it comes first, without it nothing is let up.
         """
         failed: list[str] = []
         rest: tuple[Step, ...] = ()
