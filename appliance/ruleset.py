@@ -54,7 +54,7 @@ def _statement(statement: Statement) -> str:
     return f"{fields} vmap @{statement.map}"
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def rule_text(rule: FilterRule) -> str:
     """One rule as nft reads it; its comment names its owner and ends in the digest of all before it."""
     parts = [_match(m) for m in rule.matches]

@@ -22,7 +22,7 @@ _V4 = re.compile(r"(25[0-5]|2[0-4]\d|1?\d?\d)(\.(25[0-5]|2[0-4]\d|1?\d?\d)){3}",
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def address(text: str) -> str:
     """The canonical text of an IPv4 or IPv6 address. Raises ValueError."""
     if _V4.fullmatch(text) and not re.search(r"(^|\.)0\d", text):
@@ -35,7 +35,7 @@ def address(text: str) -> str:
         raise ValueError(f"{text!r} is not an IP address; write it as 192.0.2.1 or 2001:db8::1") from None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def cidr(text: str) -> str:
     """The canonical text of a network: 10.1.1.0/24. Host bits must be clear. Raises ValueError."""
     net = _network(text)
@@ -63,7 +63,7 @@ def _network(text: str) -> IPNetwork:
         raise ValueError(f"{text!r} is not a network; write it as 192.0.2.0/24 or 2001:db8::/32") from None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def mac(text: str) -> str:
     """The canonical text of a unicast EUI-48: 02:00:00:00:00:0a. Raises ValueError."""
     low = text.lower().replace("-", ":")
@@ -74,13 +74,13 @@ def mac(text: str) -> str:
     return low
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def is_v6(text: str) -> bool:
     """True for an IPv6 address or network in canonical text."""
     return ":" in text
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def contains(network: str, inner: str) -> bool:
     """True where `inner`, an address or a network, lies wholly inside `network` (host bits are ignored)."""
     if is_v6(network) != is_v6(inner):
@@ -88,7 +88,7 @@ def contains(network: str, inner: str) -> bool:
     return IPNetwork(inner) in IPNetwork(network).cidr
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def subnet(text: str) -> str:
     """The network of an address with its prefix length: 10.1.1.1/24 -> 10.1.1.0/24."""
     return str(IPNetwork(text).cidr)

@@ -225,7 +225,7 @@ def open_to(rules: Sequence[Gated], kind: Literal["accept", "drop"], prefix: str
 
 
 # Documents hold thousands of rules with a source each: an unchanged one costs a look here and keeps its objects.
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def _open_to_one(
     sources: tuple[str, ...],
     destinations: tuple[str, ...],

@@ -194,7 +194,7 @@ def _by_source(group: Sequence[tuple[Forward, str]]) -> Screen:
     return _choice(tuple(sorted((distinct(f.sources), to, f.protocol if ":" in to else "") for f, to in group)))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def _choice(targets: tuple[_Target, ...]) -> Screen:
     """The shared chain that translates to the target of whichever sources hold the packet's."""
     rules = tuple(
