@@ -71,6 +71,7 @@ RULES = (
         unless=(
             "appliance.values",
             "appliance.document",
+            "appliance.version",
             *(f"{role}.{part}" for role in ROLES for part in ("config", "checks")),
         ),
     ),
@@ -84,17 +85,18 @@ RULES = (
             for door in (
                 *("host", "nft", "units", "probe", "watch", "server"),
                 *("netlink", "wire", "rtnl", "arp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
-                *("supervisor", "process", "join"),
+                *("supervisor", "process", "join", "notify"),
+                *("release", "upgrade", "trial", "seed", "seeddisk"),
             )
         )
         + ("appliance.legacy",),
     ),
     Rule("a role touches no machine", inside=ROLES, never=(*PROCESSES, *SOCKETS, *REMOTE)),
     Rule(
-        "in the manager only hosts/ and push.py reach outside the process",
+        "in the manager only hosts/, image/ and push.py reach outside the process",
         inside=("mgmt",),
         never=(*PROCESSES, *SOCKETS, *REMOTE),
-        apart_from=("mgmt.hosts", "mgmt.push"),
+        apart_from=("mgmt.hosts", "mgmt.image", "mgmt.push"),
     ),
     Rule(
         "python-iptables lives in a child process of its own",

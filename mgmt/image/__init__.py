@@ -1,0 +1,1 @@
+"""The system VM image: base disk, Packer, artifacts, cache. Builds on this machine: mmdebstrap, QEMU, Packer."""

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Run by Packer inside the booted base disk: boot loader, the tree of images/, the agent; then checks, and the seal.
+set -eu
+
+say() { printf 'image: %s\n' "$*"; }
+
+say "file tree"
+tar -C / --no-same-owner -xf /run/provision.tar tree --strip-components=1
+mkdir -p /run/provision /boot/efi
+tar -C /run/provision -xf /run/provision.tar checks agent.bundle
+
+say "boot loader"
+mount /boot/efi
+# --no-nvram, --removable: the disk is for another machine than this one.
+grub-install --target=i386-pc --no-floppy /dev/vda
+grub-install --target=x86_64-efi --efi-directory=/boot/efi --no-nvram --removable
+update-grub
+umount /boot/efi
+
+say "units"
+systemctl preset-all
+systemctl set-default multi-user.target
+
+say "agent"
+PYTHONPATH=/usr/lib/narthex python3 -P -m appliance.release install --compile --current /run/provision/agent.bundle
+python3 -m compileall -q /usr/lib/narthex
+
+say "accounts"
+# No password for anyone; `*`, since sshd without PAM takes `!` for a locked account, keys or not.
+sed -i 's/^\([^:]*\):[^:]*:/\1:*:/' /etc/shadow
+
+for check in /run/provision/checks/*; do
+    say "check ${check##*/}"
+    "$check"
+done
+
+say "seal"
+rm -rf /root/.ssh /etc/systemd/system/packer-network.service /etc/systemd/system/*.wants/packer-network.service
+rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/dbus/machine-id /var/lib/systemd/credential.secret
+rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/lib/cloud /tmp/* /var/tmp/*
+rm -rf /etc/ssh/sshd_config.d /boot/grub/grubenv
+: >/etc/machine-id # empty: each machine gets its own, and is no first boot that would enable units anew
+: >/etc/hostname
+find /var/log -mindepth 1 -delete || true
+sync
+fstrim -a || true
+say "sealed"
