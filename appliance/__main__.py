@@ -15,6 +15,7 @@ from appliance.host import LinuxHost
 from appliance.log import Log
 from appliance.memory import keep_small
 from appliance.metrics import Metrics
+from appliance.notify import Heart, notify
 from appliance.server import serve
 from appliance.store import Store
 from appliance.units import SupervisorRunner, SystemdRunner
@@ -38,7 +39,8 @@ def main() -> int:
     engine.start()
     watch = Watch(engine, log, facts.watch_seconds)
     watch.start()
-    server = serve(create_app(engine, metrics), Path(facts.socket))
+    heart = Heart(engine, log)
+    server = serve(create_app(engine, metrics), Path(facts.socket), heart.turned)
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
@@ -49,6 +51,8 @@ def main() -> int:
     gc.set_threshold(
         100_000, 50, 50
     )  # a document of 10,000 objects is no reason to walk it forty times while it is read
+    notify(f"READY=1\nSTATUS=generation {engine.current.number}, {engine.broken or 'converged'}")
+    heart.start()
     log.info("ready", generation=engine.current.number, role=facts.role, name=facts.name)
     server.run()
     return 0

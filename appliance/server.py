@@ -10,6 +10,7 @@ import itertools
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def _process(pid: int) -> tuple[str, int, int, int] | None:
     return name, pid, int(fields[1]), int(fields[19])
 
 
-def serve(app: Any, path: Path) -> UnixWSGIServer:
-    """A server bound to `path`, readable by its owner alone; call `run()` on it."""
+def serve(app: Any, path: Path, turned: Callable[[], None] = lambda: None) -> UnixWSGIServer:
+    """A server bound to `path`, readable by its owner alone; call `run()` on it. `turned` is called by its loop."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     old = os.umask(0o177)
@@ -86,4 +87,11 @@ def serve(app: Any, path: Path) -> UnixWSGIServer:
     if not isinstance(server, UnixWSGIServer):
         raise TypeError("waitress gave no server of a Unix socket")
     server.channel_class = _Channel
+    readable = server.readable
+
+    def turning() -> bool:  # asked of the listening socket at every turn of the loop, once a second or more often
+        turned()
+        return bool(readable())
+
+    server.readable = turning  # type: ignore[method-assign]
     return server

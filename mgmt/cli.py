@@ -1,4 +1,4 @@
-"""The command line: `narthex NOUN COMMAND`. The nouns are in cli_router.py and cli_cell.py.
+"""The command line: `narthex NOUN COMMAND`. The nouns are in the files cli_NOUN.py.
 
 The launcher keeps `demo`, `test`, `soak` and `bench` for itself. Shell completion is click's own (docs/cell.md).
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import click
 
 from mgmt.cli_cell import cell
+from mgmt.cli_image import image
 from mgmt.cli_router import router
+from mgmt.cli_seed import seed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -18,6 +20,8 @@ def narthex() -> None:
 
 narthex.add_command(router)
 narthex.add_command(cell)
+narthex.add_command(seed)
+narthex.add_command(image)
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ class Draft:
 
 def read_draft(text: str, name: str = "the document") -> Draft:
     """The draft in `text`. JSON where it starts with a brace, else YAML. Raises DraftError."""
-    told = _from_json(text, name) if text.lstrip()[:1] in ("{", "[") else _from_yaml(text, name)
+    told = _from_json(text, name) if text.lstrip()[:1] in ("{", "[") else from_yaml(text, name)
     if not isinstance(told, dict):
         raise DraftError(f"{name} holds no object; a document starts with version, role and config")
     if "config" not in told and "operations" not in told:
@@ -80,11 +80,12 @@ def _from_json(text: str, name: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if name.endswith((".yaml", ".yml")):  # a flow mapping starts with a brace too
-            return _from_yaml(text, name)
+            return from_yaml(text, name)
         raise DraftError(f"{name} line {error.lineno} column {error.colno}: not JSON: {error.msg}") from None
 
 
-def _from_yaml(text: str, name: str) -> Any:
+def from_yaml(text: str, name: str) -> Any:
+    """Plain values. Raises DraftError."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain values only
     except yaml.MarkedYAMLError as error:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -47,9 +48,15 @@ def kept_key(path: Path) -> KeyPair:
             os.link(new, path)
         new.unlink()
     private = path.read_text()
-    return KeyPair(private, _public(private))
+    return KeyPair(private, public_part(private))
 
 
-def _public(private: str) -> str:
-    key = load_ssh_private_key(private.encode(), password=None)
+def public_part(private: str) -> str:
+    """The public line of an ed25519 private key in OpenSSH's form, without passphrase. Raises ValueError."""
+    try:
+        key = load_ssh_private_key(private.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a passphrase
+        raise ValueError("not a whole OpenSSH private key without a passphrase") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError("not an ed25519 key")
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

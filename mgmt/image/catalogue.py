@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgmt.bundle import make_bundle
 from mgmt.image import artifacts, build, inputs
 from mgmt.image.tools import ImageError, cache
 
@@ -71,15 +72,16 @@ def _read(own: Path) -> Image:
 
 def built(accel: str = "", fresh: bool = False, any_agent: bool = False) -> tuple[Image, bool]:
     """The image of this tree, and whether it had to be built. `any_agent`: one with another agent will do."""
-    release = _release()
-    system = inputs.system(digest for _, _, digest in release.third_party)
+    bundle = make_bundle()
+    system = inputs.system(wheel.sha256 for wheel in bundle.third_party)
     with _lock():
         if not fresh:
             for image in images():
-                if image.system == system and (any_agent or image.agent == release.id):
+                if image.system == system and (any_agent or image.agent == bundle.id):
                     return image, False
-        own = folder() / f"{system}-{release.id.rpartition('-')[2]}"
-        build.build_image(own, system, release.id, release.bundle(), release.wheels, build.accelerator(accel))
+        own = folder() / f"{system}-{bundle.id.rpartition('-')[2]}"
+        wheels = [(w.name, w.version, w.sha256) for w in (bundle.agent, *bundle.third_party)]
+        build.build_image(own, system, bundle.id, bundle.pack(), wheels, build.accelerator(accel))
         return _read(own), True
 
 

@@ -91,6 +91,17 @@ RULES = (
         )
         + ("appliance.legacy",),
     ),
+    Rule(
+        "the early boot stands alone: beside it lie only these files of the agent",
+        inside=("appliance.seed", "appliance.seeddisk", "appliance.seedtext", "appliance.settings"),
+        never=("appliance", "netaddr", "pydantic"),
+        unless=("appliance.seeddisk", "appliance.seedtext", "appliance.settings"),
+    ),
+    Rule(
+        "the early boot waits for no import that it can do without",
+        inside=("appliance.seed", "appliance.seeddisk"),
+        never=("typing", "dataclasses", "enum", "pathlib", "hashlib", "tarfile", "yaml"),
+    ),
     Rule("a role touches no machine", inside=ROLES, never=(*PROCESSES, *SOCKETS, *REMOTE)),
     Rule(
         "in the manager only hosts/, image/ and push.py reach outside the process",
@@ -187,6 +198,8 @@ def test_walls_stand(path: Path) -> None:
         ("appliance.store", "from pyroute2 import IPRoute"),
         ("appliance.store", "import os\nos.fork()"),
         ("appliance.store", "from os import system"),
+        ("appliance.seedtext", "from appliance.values import mac"),
+        ("appliance.seed", "from dataclasses import dataclass"),
         ("appliance.host", "import iptc"),
         ("router.firewall", "import iptc.ip4tc"),
         ("mgmt.hosts.libvirt", "import iptc"),
