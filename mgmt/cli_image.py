@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
+from mgmt.demo import Teller
 from mgmt.hosts.driver import DriverError
 from mgmt.image import artifacts, catalogue
+from mgmt.image import smoke as trial
 from mgmt.image.base import IMAGES
 from mgmt.image.tools import ImageError
 from mgmt.terminal import APPLIED, BAD, GOOD, UNEXPECTED, print_json, print_line, print_table
@@ -39,9 +41,7 @@ def image() -> None:
 
 @image.command()
 @click.option("--accelerator", type=click.Choice(["tcg", "kvm"]), help="What QEMU runs the build by; tcg by default.")
-@click.option(
-    "--fresh", is_flag=True, help="Build it anew even where it is there: for newer packages."
-)
+@click.option("--fresh", is_flag=True, help="Build it anew even where it is there: for newer packages.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Copy the artifacts there.")
 @_failing
 def build(accelerator: str | None, fresh: bool, output: Path | None) -> None:
@@ -109,3 +109,16 @@ def compare(one: str, other: str) -> None:
 def _listing(name: str) -> list[str]:
     folder = Path(name) if (Path(name) / artifacts.FILES).exists() else catalogue.named(name).folder
     return (folder / artifacts.FILES).read_text().splitlines()
+
+
+@image.command()
+@click.argument("name", default="")
+@click.option("--accelerator", type=click.Choice(["tcg", "kvm"]), help="What QEMU runs it by; tcg by default.")
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), default="bios", show_default=True)
+@_failing
+def smoke(name: str, accelerator: str | None, firmware: str) -> None:
+    """Boot an image, push the demo's document, try its packets. NAME, or its beginning; this tree's by default."""
+    found = catalogue.named(name) if name else catalogue.built(accelerator or "")[0]
+    print_line(f"{found.name}, release {found.agent}")
+    outcomes = trial.smoke(found, Teller(silent=False), accelerator or "", firmware)
+    sys.exit(APPLIED if all(outcome.ok for outcome in outcomes) else UNEXPECTED)

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from mgmt.demo_stage import Stage, sweep_stages
+from mgmt.demo_stage import CELL, Stage, Where, sweep_stages
 from mgmt.demo_story import Step, Story
 from mgmt.terminal import BAD, GOOD, NAME, QUIET, console, milliseconds, print_json
 
@@ -69,11 +69,11 @@ def _first_line(error: Exception) -> str:
     return f"{text}: {stderr}" if stderr else text
 
 
-def run_demo(teller: Teller, keep: bool) -> list[Outcome]:
+def run_demo(teller: Teller, keep: bool, where: Where = CELL) -> list[Outcome]:
     """Every step until one is not so; then everything is taken down, and looked for."""
     outcomes: list[Outcome] = []
     sweep_stages()
-    stage = Stage()
+    stage = Stage(where)
     try:
         for step in Story(stage).steps():
             outcomes.append(teller.take(step))

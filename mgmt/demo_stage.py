@@ -15,13 +15,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from socket import socket
+from subprocess import CompletedProcess
+from typing import Any, Protocol
 
 from mgmt.hosts.cell import CellDriver
-from mgmt.hosts.driver import DriverError, Nic, Seed
+from mgmt.hosts.driver import Driver, DriverError, Nic, Seed
 from mgmt.hosts.guest import Guest
 from mgmt.hosts.namespace import NETNS, PREFIX, Bridge, Namespace
 from mgmt.keys import make_key
@@ -37,17 +40,38 @@ _NAME = "demo-"
 _FOLDER = "narthex-demo-"
 
 
+class Host(Driver, Protocol):
+    """A driver whose appliances this process may reach, and look into."""
+
+    def dial(self, name: str) -> Callable[[str, int, float], socket]: ...
+    def logs(self, name: str, unit: str) -> Iterator[str]: ...
+    def run(self, name: str, argv: Sequence[str], timeout_s: float) -> CompletedProcess[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the router runs: in words, its driver (of a ground and a folder), and how many times slower it is."""
+
+    words: str
+    driver: Callable[[Namespace, Path], Host]
+    slower: float = 1.0
+
+
+CELL = Where("a cell", lambda ground, folder: CellDriver(ground, folder / "state", folder / "run"))
+
+
 class Stage:
     """Put up with `put_up`, taken down with `take_down`, which may be called at any moment, and twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: Where = CELL) -> None:
+        self.where = where
         self.name = f"{_NAME}{os.getpid()}"
         self.folder = _folder(os.getpid())
         self.document: dict[str, Any] = json.loads(EXAMPLE.read_text())
         self.ground = Namespace(self.name)
         self.guests = {h["name"]: Guest(f"{self.name}-{h['name']}", h["name"]) for h in self.config["hosts"]}
         self.outside = Guest(f"{self.name}-outside", "outside")
-        self.driver = CellDriver(self.ground, self.folder / "state", self.folder / "run")
+        self.driver = where.driver(self.ground, self.folder)
         self.seed: Seed | None = None
         self._manager = make_key()
         self._namespaces: set[int] = set()  # the kernel's numbers of all that were made
@@ -80,14 +104,14 @@ class Stage:
         self.guests["desk"].serve(5004, 7000)
 
     def start_router(self) -> Appliance:
-        """Create and start the cell; back with a warm connection when its agent answers."""
+        """Create and start the appliance; back with a warm connection when its agent answers."""
         control, *others = self.config["interfaces"]
         host = make_key()
         self.seed = Seed(ROUTER, "router", control["addresses"][0], self._manager.public, host.public, host.private)
         self.driver.create(self.seed, [Nic(i["mac"], BRIDGES[i["use"]]) for i in others])
         cell = self.driver.start(ROUTER)
         self._namespaces.add(os.stat(f"/proc/{cell.pid}/ns/net").st_ino)
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + READY_SECONDS * self.where.slower
         while True:
             appliance = self.connect()
             try:
@@ -97,14 +121,14 @@ class Stage:
                 appliance.close()
                 if time.monotonic() > deadline:
                     raise PushError(f"{error}; {self._last_words()}") from error
-                time.sleep(0.02)
+                time.sleep(0.02 * self.where.slower)
 
     def _last_words(self) -> str:
-        """Of the agent: what it says last is why it does not answer."""
-        try:
-            return f"its log ends: {list(self.driver.logs(ROUTER, 'agent'))[-1]}"
-        except (DriverError, IndexError):
-            return "it left no log"
+        """Of the agent, or of the console: what it says last is why it does not answer."""
+        for unit in ("agent", "console"):
+            with suppress(DriverError, IndexError):
+                return f"the log of {unit} ends: {list(self.driver.logs(ROUTER, unit))[-1]}"
+        return "it left no log"
 
     def connect(self) -> Appliance:
         """A new connection of the manager's, from the ground."""
@@ -132,11 +156,11 @@ class Stage:
         return self.guests[name].take_lease(BRIDGES["guest"], mac, self.ground).address.partition("/")[0]
 
     def in_router(self, *argv: str) -> str:
-        """Run a program in the cell, by hand as it were; its output."""
-        return self.driver.run(ROUTER, argv, timeout_s=10.0).stdout
+        """Run a program in the router, by hand as it were; its output."""
+        return self.driver.run(ROUTER, argv, timeout_s=10.0 * self.where.slower).stdout
 
     def process(self) -> int:
-        """The cell's process 1, 0 where it doesn't run."""
+        """The router's process on this host, 0 where it doesn't run."""
         return next((cell.pid for cell in self.driver.list()), 0)
 
     # --- down

@@ -45,7 +45,7 @@ class Story:
 
     def steps(self) -> Iterator[Step]:
         yield Step("stage", "namespaces and bridges", self.put_up)
-        yield Step("cell", "the router's cell", self.start_router)
+        yield Step("router", f"the router, in {self.stage.where.words}", self.start_router)
         yield Step("push", "the document", self.push_document)
         yield Step("leases", "leases by DHCP", self.take_leases)
         yield Step("names", "names", self.resolve_each_other)
@@ -64,6 +64,11 @@ class Story:
             raise NotSo("there is no router")
         return self._appliance
 
+    @property
+    def _patience(self) -> float:
+        """Seconds in which the router must have put something right."""
+        return HEAL_SECONDS * self.stage.where.slower
+
     def guest(self, name: str) -> Guest:
         return self.stage.guests[name]
 
@@ -75,7 +80,7 @@ class Story:
 
     def start_router(self) -> str:
         self._appliance = self.stage.start_router()
-        return f"router {ROUTER} in a cell: its agent answers by ssh on port 3922"
+        return f"router {ROUTER} in {self.stage.where.words}: its agent answers by ssh on port 3922"
 
     # --- the document
 
@@ -183,7 +188,7 @@ class Story:
     def _wait_for_return(self, pushed: Future[Answer]) -> float:
         """The seconds that nobody could connect. It must have been so, and end."""
         started, gone_at = time.monotonic(), 0.0
-        while time.monotonic() - started < CONFIRM_SECONDS + HEAL_SECONDS:
+        while time.monotonic() - started < CONFIRM_SECONDS + self._patience:
             if not self.stage.answers_on_ssh():
                 gone_at = gone_at or time.monotonic()
             elif gone_at:
@@ -211,8 +216,8 @@ class Story:
         )
         started = time.monotonic()
         while not self._is_healed(before):
-            if time.monotonic() - started > HEAL_SECONDS:
-                raise NotSo(f"not healed after {HEAL_SECONDS:.0f} s: {self.appliance.state().body['drift']}")
+            if time.monotonic() - started > self._patience:
+                raise NotSo(f"not healed after {self._patience:.0f} s: {self.appliance.state().body['drift']}")
             time.sleep(0.02)
         met(self.stage.outside.ask(WEB_ADDRESS, 80, source=OUTSIDE), "web")
         drift = self.appliance.state().body["drift"][-1]

@@ -23,7 +23,7 @@ from tests.trials import trials
 
 ROOT = Path(__file__).parents[2]
 STEPS = [
-    "stage", "cell", "push", "leases", "names", "source-nat", "forward", "static-nat", "dropped", "patch", "cut-off",
+    "stage", "router", "push", "leases", "names", "source-nat", "forward", "static-nat", "dropped", "patch", "cut-off",
     "refused", "healed", "clean",
 ]  # fmt: skip
 PR_SET_CHILD_SUBREAPER = 36
