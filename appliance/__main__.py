@@ -18,7 +18,8 @@ from appliance.metrics import Metrics
 from appliance.notify import Heart, notify
 from appliance.server import serve
 from appliance.store import Store
-from appliance.units import SupervisorRunner, SystemdRunner
+from appliance.systemd import SystemdRunner
+from appliance.units import SupervisorRunner
 from appliance.watch import Watch
 
 

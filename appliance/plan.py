@@ -205,7 +205,7 @@ def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str])
 
 def _started_from(unit: Unit) -> tuple[Any, ...]:
     """What a running process cannot be told anew."""
-    return unit.command, unit.reload, unit.directories
+    return unit.command, unit.reload, unit.directories, unit.sandbox
 
 
 # --- flows that lose their translation -------------------------------------------------------------------------------

@@ -68,6 +68,19 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What a unit may beyond what any unit may, where systemd confines it (a cell's supervisor does not).
+
+    `capabilities` as in capabilities(7) without CAP_, `families` of sockets as in socket(2) without AF_ (UNIX is
+    anybody's), `writable` files and folders, absolute.
+    """
+
+    capabilities: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A long-running process that shall be active.
 
@@ -85,6 +98,7 @@ class Unit:
     check: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
     directories: tuple[tuple[str, int, str], ...] = ()  # made before start: path, mode, user
+    sandbox: Sandbox = Sandbox()
     owner: str = field(default="", compare=False)
 
 

@@ -1,18 +1,16 @@
-"""The unit runners: who keeps a role's processes alive. The supervisor in a cell, systemd in a machine.
+"""The unit runners: who keeps a role's processes alive. The supervisor in a cell, systemd in a machine (systemd.py).
 
 Both are told of a `Unit` and remember its `definition`, a digest of what its process was started from, so
-that an agent that comes up later sees whether what runs is what it would start. Boot units (the agent itself,
-sshd) are not in sight here: nothing stops or lists them by way of a runner.
+that an agent that comes up later sees whether what runs is what it would start. Of the boot units (the agent itself,
+sshd) a runner tells the processes and can start one anew; nothing stops or defines them by way of it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any, Protocol
 from appliance.state import Unit
 
 ANSWER_S = 15.0  # a stop may take 5 s until SIGKILL, and an answer waits for it
-PREFIX = "narthex-"
 BOOT_UNITS = frozenset({"agent", "sshd"})
 
 
@@ -59,10 +56,17 @@ class UnitRunner(Protocol):
     def reload(self, unit: Unit) -> None: ...
     def restart(self, unit: Unit) -> None: ...
 
+    def processes(self) -> dict[str, tuple[int, ...]]:
+        """The pids of every unit that has a process, boot units too. Starts none: it may be asked every second."""
+
+    def renew(self, name: str) -> None:
+        """Start a boot unit anew."""
+
 
 def definition(unit: Unit) -> str:
     """A digest of what a unit's process is started from: not of its files, nor of when it is reloaded."""
-    parts = [unit.name, unit.command, unit.reload, unit.directories]
+    box = unit.sandbox
+    parts = [unit.name, unit.command, unit.reload, unit.directories, box.capabilities, box.families, box.writable]
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -91,6 +95,13 @@ class SupervisorRunner:
 
     def restart(self, unit: Unit) -> None:
         self._ask(unit.name, {"verb": "restart", "unit": _told(unit)})
+
+    def processes(self) -> dict[str, tuple[int, ...]]:
+        found = self._ask("", {"verb": "status"})["units"]
+        return {name: (s["pid"], *children(s["pid"])) for name, s in found.items() if s["pid"]}
+
+    def renew(self, name: str) -> None:
+        self._ask("", {"verb": "restart", "unit": _told(Unit(name, ("its", "own")))})
 
     def _ask(self, unit: str, request: Mapping[str, Any]) -> dict[str, Any]:
         if unit in BOOT_UNITS:
@@ -141,141 +152,3 @@ def _told(unit: Unit) -> dict[str, Any]:
         "directories": unit.directories,
         "digest": definition(unit),
     }
-
-
-Run = Callable[[tuple[str, ...]], tuple[int, str]]  # argv -> (exit status, output)
-
-
-def _run(argv: tuple[str, ...]) -> tuple[int, str]:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 127, str(error)
-    return done.returncode, done.stdout + done.stderr
-
-
-class SystemdRunner:
-    """Units under systemd: /run/systemd/system/narthex-NAME.service, gone with the next boot."""
-
-    def __init__(self, run: Run = _run, directory: Path = Path("/run/systemd/system")) -> None:
-        self.run, self.directory = run, directory
-
-    def observe(self) -> dict[str, UnitStatus]:
-        names = [path.name.removeprefix(PREFIX)[: -len(".service")] for path in self._files()]
-        names = sorted(name for name in names if name not in BOOT_UNITS)
-        if not names:
-            return {}
-        shown = self._systemctl(
-            "", "show", "--property=Id,ActiveState,MainPID,NRestarts", *(_service(name) for name in names)
-        )
-        states = [_properties(block) for block in shown.strip().split("\n\n")]
-        by_id = {state.get("Id", ""): state for state in states}
-        return {name: self._status(name, by_id.get(_service(name), {})) for name in names}
-
-    def _files(self) -> list[Path]:
-        return list(self.directory.glob(f"{PREFIX}*.service"))
-
-    def _status(self, name: str, state: Mapping[str, str]) -> UnitStatus:
-        return UnitStatus(
-            name,
-            state.get("ActiveState") in ("active", "reloading"),
-            int(state.get("MainPID") or 0),
-            self._definition(name),
-            int(state.get("NRestarts") or 0),
-        )
-
-    def _definition(self, name: str) -> str:
-        try:
-            text = (self.directory / _service(name)).read_text()
-        except OSError:
-            return ""
-        found = re.search(r"^X-Narthex-Definition=(\w+)$", text, re.MULTILINE)
-        return found[1] if found else ""
-
-    def start(self, unit: Unit) -> None:
-        self._define(unit)
-        self._systemctl(unit.name, "start", _service(unit.name))
-
-    def stop(self, name: str) -> None:
-        self._refuse_boot_unit(name)
-        path = self.directory / _service(name)
-        if not path.exists():
-            return
-        self._systemctl(name, "stop", _service(name))
-        path.unlink(missing_ok=True)
-        self._systemctl(name, "daemon-reload")
-
-    def reload(self, unit: Unit) -> None:
-        self._refuse_boot_unit(unit.name)
-        if not unit.reload:
-            raise UnitError(unit.name, "has no reload signal; restart it")
-        self._systemctl(unit.name, "kill", "--kill-whom=main", f"--signal={unit.reload}", _service(unit.name))
-
-    def restart(self, unit: Unit) -> None:
-        self._define(unit)
-        self._systemctl(unit.name, "restart", _service(unit.name))
-
-    def _define(self, unit: Unit) -> None:
-        self._refuse_boot_unit(unit.name)
-        path, text = self.directory / _service(unit.name), service_text(unit)
-        try:
-            if path.exists() and path.read_text() == text:
-                return
-            self.directory.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(".new")
-            new.write_text(text)
-            new.replace(path)
-        except OSError as error:
-            raise UnitError(unit.name, f"cannot write {path}: {error.strerror}") from None
-        self._systemctl(unit.name, "daemon-reload")
-
-    def _refuse_boot_unit(self, name: str) -> None:
-        if name in BOOT_UNITS:
-            raise UnitError(name, "is a boot unit, not a role's")
-
-    def _systemctl(self, unit: str, *words: str) -> str:
-        status, output = self.run(("systemctl", *words))
-        if status:
-            raise UnitError(unit, f"systemctl {words[0]} ended in {status}", output)
-        return output
-
-
-def service_text(unit: Unit) -> str:
-    """The unit as a systemd service: restarted as the supervisor does it, ended as a group after 5 s."""
-    lines = [
-        "# Written by the Narthex agent; changes are lost.",
-        "[Unit]",
-        f"Description=Narthex: {unit.name}",
-        f"X-Narthex-Definition={definition(unit)}",
-        "StartLimitIntervalSec=0",
-        "[Service]",
-        "Type=exec",
-        *(f"ExecStartPre=+/usr/bin/install -d -m {mode:o}{_owned(user)} {_word(path)}"
-          for path, mode, user in unit.directories),
-        f"ExecStart={' '.join(map(_word, unit.command))}",
-        *([f"ExecReload=/bin/kill -{unit.reload} $MAINPID"] if unit.reload else []),
-        "Restart=always",
-        "RestartSec=100ms",
-        "KillMode=control-group",
-        "TimeoutStopSec=5",
-        "SyslogIdentifier=" + PREFIX + unit.name,
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def _owned(user: str) -> str:
-    return f" -o {user}" if user else ""
-
-
-def _service(name: str) -> str:
-    return f"{PREFIX}{name}.service"
-
-
-def _word(word: str) -> str:
-    """One word of a command line, quoted as in systemd.service(5): specifiers and variables too."""
-    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%").replace("$", "$$")
-    return f'"{text}"' if text != word or not word or re.search(r"[\s;'{}]", word) else word
-
-
-def _properties(block: str) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in block.splitlines() if "=" in line)

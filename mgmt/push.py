@@ -25,6 +25,7 @@ from fabric import Config, Connection  # type: ignore[import-untyped]
 
 PORT = 3922
 CONNECT_SECONDS = 5.0
+HANDSHAKE_SECONDS = 30.0  # of ssh, once there is a connection: an appliance that boots is busy
 ANSWER_SECONDS = 120.0
 
 
@@ -75,9 +76,10 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             user="root",
             port=target.port,
             config=config,
-            connect_timeout=CONNECT_SECONDS,
+            connect_timeout=HANDSHAKE_SECONDS,
             connect_kwargs={
-                "pkey": key, "look_for_keys": False, "allow_agent": False, "banner_timeout": 10, "auth_timeout": 10,
+                "pkey": key, "look_for_keys": False, "allow_agent": False, "banner_timeout": HANDSHAKE_SECONDS,
+                "auth_timeout": HANDSHAKE_SECONDS,
             },
         )  # fmt: skip
         self._narthex_target = target

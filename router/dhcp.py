@@ -36,7 +36,7 @@ from itertools import groupby
 
 from netaddr import IPNetwork
 
-from appliance.state import Facts, File, State, Touched, Unit
+from appliance.state import Facts, File, Sandbox, State, Touched, Unit
 from appliance.values import bounds
 from router.config import Config, Host, Network
 from router.layout import fill
@@ -89,7 +89,7 @@ def _by_interface(config: Config, facts: Facts) -> list[tuple[Place, ...]]:
 
 def _unit(group: tuple[Place, ...], facts: Facts) -> Unit:
     place = group[0]
-    conf = _path(place, "conf")
+    conf, leases = _path(place, "conf"), f"{facts.state_dir}/dhcp"
     return Unit(
         name=f"dhcp-{place.interface.id}",
         command=("dnsmasq", "--keep-in-foreground", f"--conf-file={conf}"),
@@ -101,7 +101,11 @@ def _unit(group: tuple[Place, ...], facts: Facts) -> Unit:
         directories=(
             ("/etc/narthex", 0o755, "root"),
             (DIRECTORY, 0o755, "root"),  # it reads again as nobody
-            (f"{facts.state_dir}/dhcp", 0o755, "root"),
+            (leases, 0o755, "root"),
+        ),
+        # Starts as root and becomes nobody. NET_ADMIN: the ARP entry by which a reply reaches who has no address yet.
+        sandbox=Sandbox(
+            ("NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW", "SETGID", "SETUID"), ("INET", "INET6", "NETLINK"), (leases,)
         ),
         owner=place.interface.id,
     )

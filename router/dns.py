@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from appliance.state import Facts, File, State, Touched, Unit
+from appliance.state import Facts, File, Sandbox, State, Touched, Unit
 from appliance.values import address
 from router.config import Config, Host, Record
 from router.layout import fill
@@ -73,6 +73,8 @@ def _unit(place: Place) -> Unit:
         check=("dnsmasq", "--test", f"--conf-file={{{conf}}}"),
         checks=(conf,),
         directories=(("/etc/narthex", 0o755, "root"), (DIRECTORY, 0o755, "root")),  # it reads again as nobody
+        # Starts as root and becomes nobody; binds an address that may come, or come back, later.
+        sandbox=Sandbox(("NET_BIND_SERVICE", "SETGID", "SETUID"), ("INET", "INET6", "NETLINK")),
         owner=place.network.id,
     )
 

@@ -15,6 +15,7 @@ TIERS = {
     "unit": ["tests"],
     "property": ["tests/property"],
     "netns": ["tests/netns"],
+    "vm": ["tests/vm"],
 }
 
 
@@ -45,6 +46,7 @@ DESCRIPTIONS = {
     "unit": "no process, no socket",
     "property": "oracle, trace and kernels agree",
     "netns": "real kernel, real daemons, real packets",
+    "vm": "the built image under QEMU",
 }
 
 

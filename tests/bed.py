@@ -1,4 +1,6 @@
-"""A test bed: a router in a cell, with guests and outside hosts as namespaces on bridges in a ground of their own.
+"""A test bed: a router, with guests and outside hosts as namespaces on bridges in a ground of their own.
+
+The router is in a cell, or where `standing_in` says: in a VM (tests/vm).
 
 What netns tests, benchmarks and the soak share. Everything it makes is named by this process' pid and is gone at its
 end; nothing touches the host's own network namespace.
@@ -12,8 +14,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +23,7 @@ from mgmt.hosts.cell import CellDriver
 from mgmt.hosts.driver import Nic, Seed
 from mgmt.hosts.guest import Guest
 from mgmt.hosts.namespace import Bridge, Namespace
-from mgmt.keys import make_key
+from mgmt.keys import KeyPair, make_key
 from mgmt.push import Answer, Appliance, PushError, Target
 
 CELL = "bed"
@@ -32,20 +34,54 @@ _numbers = itertools.count()
 Json = dict[str, Any]
 
 
+class Where:
+    """Where a bed's router runs: in a cell. `slower`: how many times more patience it takes than a cell."""
+
+    is_cell = True
+    slower = 1.0
+
+    def keys(self) -> tuple[KeyPair, KeyPair]:
+        """The manager's and the host's."""
+        return make_key(), make_key()
+
+    def driver(self, ground: Namespace, folder: Path) -> Any:
+        """A driver for one router."""
+        return CellDriver(ground, folder / "state", folder / "run")
+
+    def bring_up(self, driver: Any, seed: Seed, nics: Sequence[Nic]) -> None:
+        """Create it and start it; its agent answers a little later."""
+        driver.create(seed, nics)
+        driver.start(seed.name)
+
+
+_standing: list[Where] = [Where()]
+
+
+@contextmanager
+def standing_in(where: Where) -> Iterator[None]:
+    """Beds that are put up meanwhile stand there."""
+    _standing.append(where)
+    try:
+        yield
+    finally:
+        _standing.pop()
+
+
 class Bed:
-    """`nics` gives the cell's interfaces: the name of a bridge -> MAC. Used as a context manager."""
+    """`nics` gives the router's interfaces: the name of a bridge -> MAC. Used as a context manager."""
 
     def __init__(self, nics: Mapping[str, str], heal: str = "heal", watch_seconds: float = 30.0) -> None:
+        self.where = _standing[-1]
         self.name = f"bed{os.getpid()}-{next(_numbers)}"
         self.nics = dict(nics)
         self.heal, self.watch_seconds = heal, watch_seconds
         self.folder = Path(tempfile.mkdtemp(prefix=f"narthex-{self.name}-"))
         self.ground = Namespace(self.name)
-        self.driver = CellDriver(self.ground, self.folder / "state", self.folder / "run")
+        self.driver = self.where.driver(self.ground, self.folder)
         self.guests: dict[str, Guest] = {}
         self.generation = 0
         self._stack = ExitStack()
-        self._manager, self._host = make_key(), make_key()
+        self._manager, self._host = self.where.keys()
 
     # --- up and down
 
@@ -60,8 +96,7 @@ class Bed:
                 heal=self.heal, watch_seconds=self.watch_seconds,  # type: ignore[arg-type]
             )  # fmt: skip
             stack.callback(self.driver.destroy, CELL)
-            self.driver.create(seed, [Nic(mac, f"nx-{bridge}") for bridge, mac in self.nics.items()])
-            self.driver.start(CELL)
+            self.where.bring_up(self.driver, seed, [Nic(mac, f"nx-{bridge}") for bridge, mac in self.nics.items()])
             self.appliance = stack.enter_context(Appliance(self.target()))
             self.wait_ready()
             self._stack = stack.pop_all()
@@ -81,14 +116,14 @@ class Bed:
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> Json:
         """Wait until the agent answers; its health."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * self.where.slower
         while True:
             try:
                 return dict(self.appliance.health().body)
             except PushError:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.02)
+                time.sleep(0.02 * self.where.slower)
 
     # --- the router
 
@@ -131,12 +166,12 @@ class Bed:
         return answer
 
     def run(self, *argv: str, check: bool = True) -> str:
-        """Run a program inside the cell; its output."""
+        """Run a program inside the router; its output."""
         done = self.driver.run(CELL, argv, check=check)
         return done.stdout
 
     def pid_of(self, unit: str) -> int:
-        """The process of a boot unit ("agent", "sshd") as the cell counts."""
+        """The process of a boot unit ("agent", "sshd") as the router counts."""
         found = self.run("pgrep", "-f", {"agent": "[-]m appliance$", "sshd": "sshd.*listener"}[unit])
         return int(found.split()[0])
 

@@ -15,7 +15,7 @@ from tests.guard import Guard, guard
 
 HERE = Path(__file__).parent
 # Everything under tests/ that stands in none of these is a unit test.
-TIER_DIRECTORIES = ("lint", "property", "netns", "bench")
+TIER_DIRECTORIES = ("lint", "property", "netns", "vm", "bench")
 UNIT_TIMEOUT_S = 60
 
 guard.watch()

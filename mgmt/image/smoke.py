@@ -1,4 +1,4 @@
-"""An image's trial: boot it, push the demo's document, try its packets. The demo's own story, with the router in a VM."""
+"""An image's trial: boot it, push the demo's document, try its packets: the demo's own story, its router in a VM."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ RULES = (
         apart_from=tuple(
             f"appliance.{door}"
             for door in (
-                *("host", "nft", "units", "probe", "watch", "server"),
+                *("host", "nft", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wire", "rtnl", "arp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
                 *("supervisor", "process", "join", "notify"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
+import pytest
+
 from appliance.conntrack import Conntrack
 from appliance.plan import Flows
 from mgmt.hosts.namespace import Process
@@ -104,7 +106,9 @@ class Stage:
 
     @property
     def router(self) -> Process:
-        """The router's own namespace, for calls of its own."""
+        """The router's own namespace, for calls of its own. Only a cell has one here."""
+        if not self.bed.where.is_cell:
+            pytest.skip("the router's own calls are made in its namespace: in a cell")
         return Process(self.bed.driver.list()[0].pid)
 
     # --- documents
@@ -115,6 +119,9 @@ class Stage:
 
     def forget(self) -> None:
         """End all flows, as time would: protocols without ports have one between two hosts, and it goes on."""
+        if not self.bed.where.is_cell:
+            self.bed.run("conntrack", "-F")
+            return
         with self.router.entered():
             table = Conntrack()
         table.end_flows([Flows()])
@@ -157,7 +164,7 @@ class Stage:
             found[:] = [d for d in self.bed.appliance.state().body["drift"] if d["at"] > last]
             return any(d["healed"] == healed for d in found)
 
-        wait_for(is_told, 15.0, "no drift was told of")
+        wait_for(is_told, 15.0 * self.bed.where.slower, "no drift was told of")
         return {word for d in found for step in d["steps"] for word in (*step["owner"].split(", "), step["name"])}
 
 

@@ -1,0 +1,3 @@
+"""Port forwards in a VM: the very test functions of tests/netns, with the router in the booted image."""
+
+from tests.netns.test_packets_forwards import *  # noqa: F403
