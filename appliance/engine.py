@@ -126,6 +126,11 @@ class Engine:
         """Why the machine is not the last generation that was kept; "" where it is."""
         return self._trouble or self._unmade
 
+    @property
+    def unmade(self) -> str:
+        """Why the last generation that was kept cannot be made by this agent; "" where it can."""
+        return self._unmade
+
     # --- start
 
     def start(self) -> None:

@@ -3,49 +3,44 @@
     /opt/narthex/wheels/NAME-HASH/       an unpacked wheel
     /opt/narthex/releases/ID/            release.json, path (its PYTHONPATH), join.py
     /opt/narthex/current                 a link to one of them, switched by rename(2)
+    /opt/narthex/previous                a link to the one before it
+    /opt/narthex/image.json              the one that came with the image
     /opt/narthex/trial.json              while a release runs that nobody has confirmed
     /opt/narthex/returned.json           the last one that was taken back, and why
 
 This file belongs to the image and not to a release, so that it works whatever a new release does: it stands in
-/usr/lib/narthex too, imports only the standard library and `installer`, and is run by systemd and by the seed.
+/usr/lib/narthex too, imports only the standard library, bundle.py and durable.py, and is run by systemd and by the seed. Its own
+files are read by releases that know them otherwise: what a file says may grow, and nothing of it may change.
 
-    python3 -P -s -m appliance.release install [--current] [--compile] BUNDLE | return [WHY] | boot | ended
+    python3 -P -s -m appliance.release install [--current] [--compile] BUNDLE | return [--release ID] [WHY] | boot | ended
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from hashlib import sha256
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+from appliance.bundle import ID, Json, ReleaseError, read_bundle, unpack_wheel, wheel_folder
+from appliance.durable import read_json, sync, sync_tree, write
 
 ROOT = Path("/opt/narthex")
-FORMAT = 1
-BUNDLE_BYTES = 64 << 20
-WHEEL_BYTES = 64 << 20  # unpacked
+FIXED = Path("/usr/lib/narthex")  # where the image has this file
+UNIT = "narthex-agent.service"
+RETURN = "narthex-return"
 FAILURES = 2  # of a release on trial, until it is taken back
 DONE, REFUSED = 0, 1
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_ID = re.compile(r"[0-9A-Za-z.+]{1,40}-[0-9a-f]{12}", re.ASCII)
-_WHEEL = re.compile(r"[A-Za-z0-9_.+-]{1,200}\.whl", re.ASCII)
-_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 Run = Callable[[Sequence[str]], tuple[int, str]]  # argv -> (exit status, output)
-Json = dict[str, Any]
-
-
-class ReleaseError(Exception):
-    """A release that cannot be installed or switched to; nothing was changed."""
 
 
 def _run(argv: Sequence[str]) -> tuple[int, str]:
@@ -56,114 +51,120 @@ def _run(argv: Sequence[str]) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def release_id(release: Mapping[str, Any]) -> str:
-    """The id that belongs to what a release.json says: its version, and a digest of all but the id."""
-    plain = {key: value for key, value in release.items() if key != "id"}
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return f"{release['version']}-{sha256(canonical.encode()).hexdigest()[:12]}"
-
-
-def wheel_folder(wheel: Mapping[str, str]) -> str:
-    """The name of the folder that a wheel is unpacked in."""
-    return f"{wheel['file'].removesuffix('.whl')}-{wheel['sha256'][:12]}"
+def _boot() -> str:
+    """What tells this boot from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Releases:
-    """The releases below `root`. Every change is a rename: cut at any moment, the old ones are whole."""
+    """The releases below `root`. Every change is a rename: cut at any moment, the old ones are whole.
 
-    def __init__(self, root: Path = ROOT, run: Run = _run) -> None:
-        self.root, self.run = root, run
+    One process at a time changes anything; the others wait. `run` runs systemd's programs.
+    """
+
+    def __init__(
+        self, root: Path = ROOT, run: Run = _run, boot: Callable[[], str] = _boot,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:  # fmt: skip
+        self.root, self.run, self.boot, self.environment = root, run, boot, environment
+        self._depth = 0
 
     # --- what there is
 
     @property
     def current(self) -> str:
         """The current release's id, "" where there is none."""
-        try:
-            return os.readlink(self.root / "current").rpartition("/")[2]
-        except OSError:
-            return ""
+        return self._linked("current")
+
+    @property
+    def previous(self) -> str:
+        """The id of the release before it, "" where that is not known or not there any more."""
+        found = self._linked("previous")
+        return found if found in self.installed else ""
+
+    @property
+    def running(self) -> str:
+        """The id of the release that this very process runs, as the launcher has told it; "" elsewhere."""
+        return self.environment.get("NARTHEX_RELEASE", "")
+
+    @property
+    def images(self) -> str:
+        """The id of the release that came with the image."""
+        return str((read_json(self.root / "image.json") or {}).get("release", ""))
 
     @property
     def installed(self) -> list[str]:
         """The ids of all that are whole."""
-        return sorted(p.name for p in (self.root / "releases").glob("*") if _ID.fullmatch(p.name))
+        return sorted(p.name for p in (self.root / "releases").glob("*") if ID.fullmatch(p.name))
 
     @property
     def trial(self) -> Json | None:
-        """{"release", "previous", "since", "seconds", "failures"} of the release on trial. `seconds` is 0 where the
-        agent confirms itself, as soon as it is ready: the seed's."""
-        return _read(self.root / "trial.json")
+        """{"release", "previous", "since", "seconds", "failures", "boot", "invocation", "connection"} of the release on
+        trial. `seconds` is 0 where the agent confirms itself, as soon as it is ready: the seed's. `invocation` is
+        systemd's name for the run of the agent that began it, `connection` the one that the release was pushed by."""
+        return read_json(self.root / "trial.json")
 
     @property
     def returned(self) -> Json | None:
         """{"release", "why", "at"} of the last one that was taken back."""
-        return _read(self.root / "returned.json")
+        return read_json(self.root / "returned.json")
 
     def path(self, release: str) -> str:
         """A release's PYTHONPATH."""
         return (self.root / "releases" / release / "path").read_text().strip()
 
+    def _linked(self, name: str) -> str:
+        try:
+            return os.readlink(self.root / name).rpartition("/")[2]
+        except OSError:
+            return ""
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone among processes. One thread at a time, which its callers see to, and it may ask again."""
+        if self._depth:
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._depth += 1
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            self._depth -= 1
+            os.close(fd)
+
     # --- installing
 
     def install(self, bundle: IO[bytes], compile: bool = False) -> str:
         """Unpack a bundle beside what is there; its id. Raises ReleaseError with everything as it was."""
-        self._clean()
-        scratch = self.root / f".new-{os.getpid()}"
-        scratch.mkdir(parents=True)
-        try:
-            release = self._unpacked(bundle, scratch)
-            for wheel in release["wheels"]:
-                self._install_wheel(wheel, scratch, compile)
-            self._install_release(release, scratch)
-        except OSError as error:
-            raise ReleaseError(f"{error.filename or self.root}: {error.strerror}; make room, then try again") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return str(release["id"])
+        with self._locked():
+            try:
+                self._clean()
+                scratch = self.root / f".new-{os.getpid()}"
+                scratch.mkdir()
+                try:
+                    release = read_bundle(bundle, scratch, lambda w: (self.root / "wheels" / wheel_folder(w)).is_dir())
+                    for wheel in release["wheels"]:
+                        self._install_wheel(wheel, scratch, compile)
+                    self._install_release(release)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+            except OSError as error:
+                where = f"{error.filename or self.root}: {error.strerror}"
+                raise ReleaseError(f"{where}; see that the disk has room and is whole, then try again") from error
+            return str(release["id"])
 
     def _clean(self) -> None:
-        """What a cut installation has left."""
-        for left in (
-            *self.root.glob(".new-*"),
-            *(self.root / "wheels").glob(".*"),
-            *(self.root / "releases").glob(".*"),
-        ):
-            shutil.rmtree(left, ignore_errors=True)
-
-    def _unpacked(self, bundle: IO[bytes], scratch: Path) -> Json:
-        """The wheels of the bundle, checked, in `scratch`; what its release.json says."""
-        release: Json | None = None
-        sums: dict[str, str] = {}
-        try:
-            with tarfile.open(fileobj=bundle, mode="r|") as tar:
-                for member in tar:
-                    if not member.isfile() or member.size > BUNDLE_BYTES:
-                        raise ReleaseError(f"{member.name[:80]!r}: not a plain file of a bundle; make it anew")
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    if release is None:
-                        release = _checked(member, file)
-                        sums = {wheel["file"]: wheel["sha256"] for wheel in release["wheels"]}
-                        continue
-                    name = member.name.removeprefix("wheels/")
-                    if f"wheels/{name}" != member.name or name not in sums:
-                        raise ReleaseError(
-                            f"{member.name[:80]!r}: release.json names no such wheel; make the bundle anew"
-                        )
-                    _copy(file, scratch / name, sums[name])
-        except tarfile.TarError as error:
-            raise ReleaseError(f"not a bundle: {error}; make it with ./narthex appliance bundle") from None
-        if release is None:
-            raise ReleaseError("not a bundle: it is empty; make it with ./narthex appliance bundle")
-        missing = [
-            w["file"] for w in release["wheels"]
-            if not (scratch / w["file"]).exists() and not (self.root / "wheels" / wheel_folder(w)).is_dir()
-        ]  # fmt: skip
-        if missing:
-            words = f"neither in the bundle nor installed here: {', '.join(missing)}"
-            raise ReleaseError(f"{words}; give a full bundle (./narthex appliance bundle)")
-        return release
+        """What a cut installation has left, and what nobody can go back to any more."""
+        self._prune()
+        folders = (self.root, self.root / "wheels", self.root / "releases")
+        for left in (entry for folder in folders for entry in folder.glob(".*")):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def _install_wheel(self, wheel: Mapping[str, str], scratch: Path, compile: bool) -> None:
         folder = self.root / "wheels" / wheel_folder(wheel)
@@ -171,241 +172,200 @@ class Releases:
             return
         new = folder.with_name(f".{folder.name}")
         new.mkdir(parents=True)
-        _unpack(scratch / wheel["file"], new, compile)
-        _sync_tree(new)
+        unpack_wheel(scratch / wheel["file"], new, compile)
+        sync_tree(new)
         new.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
-    def _install_release(self, release: Json, scratch: Path) -> None:
+    def _install_release(self, release: Json) -> None:
         folder = self.root / "releases" / release["id"]
         if folder.is_dir():
             return
         wheels = [self.root / "wheels" / wheel_folder(wheel) for wheel in release["wheels"]]
-        new = folder.with_name(f".{folder.name}")
-        new.mkdir(parents=True)
-        _write(new / "release.json", json.dumps(release, indent=1))
-        _write(new / "path", ":".join(map(str, wheels)) + "\n")
         join = next((found for w in wheels if (found := w / "appliance" / "join.py").exists()), None)
         if join is None:
             raise ReleaseError("no wheel of the bundle has the agent (appliance/join.py); make the bundle anew")
-        _write(new / "join.py", join.read_text())
+        new = folder.with_name(f".{folder.name}")
+        new.mkdir(parents=True)
+        write(new / "release.json", json.dumps(release, indent=1))
+        write(new / "path", ":".join(map(str, wheels)) + "\n")
+        write(new / "join.py", join.read_text())
         new.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
 
     # --- switching
 
     def switch(self, release: str) -> None:
         """Make an installed release current: the next start of the agent is that. Raises ReleaseError."""
+        with self._locked():
+            self._link("current", self._there(release))
+
+    def _there(self, release: str) -> str:
         if release not in self.installed:
             raise ReleaseError(f"release {release} is not installed; there are {', '.join(self.installed) or 'none'}")
-        new = self.root / ".current"
-        with suppress(FileNotFoundError):
-            new.unlink()
+        return release
+
+    def _link(self, name: str, release: str) -> None:
+        new = self.root / f".{name}"
+        new.unlink(missing_ok=True)
         new.symlink_to(f"releases/{release}")
-        new.rename(self.root / "current")
-        _sync(self.root)
+        new.rename(self.root / name)
+        sync(self.root)
 
-    def start_trial(self, release: str, seconds: int) -> None:
-        """Make it current, to be taken back if it is not confirmed within `seconds` (0: when it does not get ready)."""
-        if self.trial:
-            raise ReleaseError(f"release {self.trial['release']} is on trial; confirm or return it first")
-        previous = self.current
-        trial = {"release": release, "previous": previous, "since": time.time(), "seconds": seconds, "failures": 0}
-        _write(self.root / "trial.json", json.dumps(trial))
-        try:
-            self.switch(release)
-            if seconds:
-                self._arm(seconds)
-        except ReleaseError:
-            if previous:
-                self.switch(previous)
-            self._remove("trial.json")
-            raise
+    def start_trial(self, release: str, seconds: int, connection: str = "") -> None:
+        """Make it current, to be taken back if it is not confirmed within `seconds` (0: when it does not get ready).
 
-    def _arm(self, seconds: int) -> None:
+        Raises ReleaseError with everything as it was. The agent is not restarted by this.
+        """
+        with self._locked():
+            if trial := self.trial:
+                raise ReleaseError(f"release {trial['release']} is on trial; confirm it or return it first")
+            previous = self.current
+            trial = {
+                "release": self._there(release), "previous": previous, "since": time.time(), "seconds": seconds,
+                "failures": 0, "boot": self.boot(), "invocation": self.environment.get("INVOCATION_ID", ""),
+                "connection": connection,
+            }  # fmt: skip
+            # The way back stands before the switch: whoever cuts us between any two of these, the old one comes back.
+            try:
+                write(self.root / "trial.json", json.dumps(trial))
+                if seconds:
+                    self._arm(release, seconds)
+                self._link("current", release)
+            except (ReleaseError, OSError) as error:
+                with suppress(OSError):
+                    if previous and self.current != previous:
+                        self._link("current", previous)
+                    self._remove("trial.json")
+                raise ReleaseError(f"release {release} cannot be tried: {error}") from error
+
+    def _arm(self, release: str, seconds: int) -> None:
         """A timer of systemd's, which needs nothing of the new release."""
-        self.run(("systemctl", "stop", "narthex-return.timer"))
-        here = str(Path(__file__).resolve().parents[1])
+        home = FIXED if (FIXED / "appliance" / "release.py").exists() else Path(__file__).resolve().parents[1]
+        self.run(("systemctl", "stop", f"{RETURN}.timer", f"{RETURN}.service"))
         status, words = self.run((
-            "systemd-run", "--quiet", "--collect", "--unit=narthex-return", f"--on-active={seconds}s",
-            "--timer-property=AccuracySec=100ms", f"--setenv=PYTHONPATH={here}",
-            sys.executable, "-P", "-s", "-m", "appliance.release", "return", f"not confirmed within {seconds} s",
+            "systemd-run", "--quiet", "--collect", f"--unit={RETURN}", f"--on-active={seconds}s",
+            "--timer-property=AccuracySec=100ms", f"--setenv=PYTHONPATH={home}",
+            sys.executable, "-P", "-s", "-m", "appliance.release", f"--root={self.root}", "return",
+            f"--release={release}", f"it was not confirmed within {seconds} s",
         ))  # fmt: skip
         if status:
-            raise ReleaseError(f"systemd takes no timer for the return: {words}")
+            raise ReleaseError(f"systemd takes no timer for its return: {words}")
 
-    def confirm(self) -> str:
-        """End the trial: the release stays. Its id, "" where none was on trial."""
-        trial = self.trial
-        if trial is None:
-            return ""
-        self._remove("trial.json")
-        if trial["seconds"]:
-            self.run(("systemctl", "stop", "narthex-return.timer"))
-        self._prune({trial["release"], trial["previous"]})
-        return str(trial["release"])
+    def restart(self) -> None:
+        """Ask systemd for another start of the agent: of what is current."""
+        self.run(("systemctl", "restart", "--no-block", UNIT))
 
-    def take_back(self, why: str) -> str:
-        """End the trial: the previous release is current again. The id that was taken back, "" where none was on trial.
+    def confirm(self, release: str) -> bool:
+        """End the trial of `release`: it stays. False where that is not on trial, or was just taken back."""
+        with self._locked():
+            trial = self.trial
+            if trial is None or trial["release"] != release or self.current != release:
+                return False
+            with suppress(OSError):  # a full disk: then it is only not known
+                if trial["previous"]:
+                    self._link("previous", trial["previous"])
+            self._remove("trial.json")
+            if trial["seconds"]:
+                self.run(("systemctl", "stop", f"{RETURN}.timer"))
+            with suppress(OSError):
+                self._prune()
+            return True
 
-        The agent is not restarted by this.
-        """
-        trial = self.trial
-        if trial is None:
-            return ""
-        if trial["previous"]:
-            self.switch(trial["previous"])
-        _write(self.root / "returned.json", json.dumps({"release": trial["release"], "why": why, "at": time.time()}))
-        self._remove("trial.json")
-        return str(trial["release"])
+    def take_back(self, why: str, release: str = "") -> str:
+        """End the trial (of `release` alone, where one is named): the previous release is current again. The id of
+        what was taken back, "" where nothing was. The agent is not restarted by this. Raises ReleaseError."""
+        with self._locked():
+            trial = self.trial
+            if trial is None or release not in ("", trial["release"]):
+                return ""
+            there = self.installed
+            before = next((one for one in (trial["previous"], self.images) if one in there), "")
+            if not before:
+                raise ReleaseError(f"release {trial['release']} failed, and there is no other: {why}")
+            if self.current != before:
+                self._link("current", before)
+            with suppress(OSError):  # a full disk: it is back all the same
+                said = {"release": trial["release"], "why": why, "at": time.time()}
+                write(self.root / "returned.json", json.dumps(said))
+            self._remove("trial.json")
+            return str(trial["release"])
 
     def at_boot(self) -> str:
-        """A trial that a power cut has ended was not confirmed: it is taken back."""
-        return self.take_back("the machine went down before it was confirmed")
+        """Before the agent's start: a trial that began before this boot was cut by it. What was taken back."""
+        with self._locked():
+            trial = self.trial
+            if trial is None or trial.get("boot") == self.boot():
+                return ""
+            if trial["seconds"]:
+                return self.take_back("the machine went down before it was confirmed")
+            return self._failed({**trial, "boot": self.boot()}, "the machine went down before it was ready")
 
     def ended(self, result: str) -> str:
-        """The agent's process has ended with systemd's `result`. A trial that fails twice, or hangs, is taken back."""
-        trial = self.trial
-        if trial is None or result == "success":
-            return ""
+        """The agent's process has ended, with systemd's `result` (systemd.exec(5), SERVICE_RESULT). What was taken back:
+        a release on trial that failed twice, or hung. How the one that began the trial ends is no matter."""
+        with self._locked():
+            trial = self.trial
+            if trial is None or result == "success" or self._began(trial):
+                return ""
+            if result in ("timeout", "watchdog"):
+                return self.take_back(f"its agent hung ({result})")
+            return self._failed(trial, f"its agent failed ({result})")
+
+    def _began(self, trial: Json) -> bool:
+        return bool(trial.get("invocation")) and trial["invocation"] == self.environment.get("INVOCATION_ID")
+
+    def _failed(self, trial: Json, why: str) -> str:
+        """Count one more failure. A disk that takes no number takes no second failure either."""
         failures = int(trial["failures"]) + 1
-        if failures < FAILURES and result not in ("timeout", "watchdog"):
-            _write(self.root / "trial.json", json.dumps({**trial, "failures": failures}))
-            return ""
-        return self.take_back(
-            f"its agent ended {failures} times ({result})" if failures > 1 else f"its agent hung ({result})"
-        )
+        if failures < FAILURES:
+            with suppress(OSError):
+                write(self.root / "trial.json", json.dumps({**trial, "failures": failures}))
+                return ""
+        return self.take_back(f"{why}, {failures} times" if failures > 1 else why)
 
     def _remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
-        _sync(self.root)
+        sync(self.root)
 
-    def _prune(self, kept: set[str]) -> None:
-        """Remove releases that are neither kept, nor current, nor the image's own, and the wheels of none of these."""
-        own = _read(self.root / "image.json") or {}
-        kept = kept | {self.current, str(own.get("release", ""))}
-        wheels: set[str] = set()
-        for release in self.installed:
-            if release in kept:
-                wheels |= {Path(folder).name for folder in self.path(release).split(":")}
-            else:
-                shutil.rmtree(self.root / "releases" / release, ignore_errors=True)
-        for folder in (self.root / "wheels").glob("*"):
-            if folder.name not in wheels:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _prune(self) -> None:
+        """Remove releases that nobody can go back to, and the wheels of none of the others."""
+        trial = self.trial or {}
+        asked = {self.current, self.previous, self.running, self.images, trial.get("release"), trial.get("previous")}
+        kept = {release: self.path(release).split(":") for release in self.installed if release in asked}
+        wheels = {Path(folder).name for folders in kept.values() for folder in folders}
+        if not kept:
+            return
+        for place, names in (("releases", set(kept)), ("wheels", wheels)):
+            for folder in (self.root / place).glob("[!.]*"):
+                if folder.name not in names:
+                    gone = folder.with_name(f".{folder.name}")  # what is half removed must not look whole
+                    folder.rename(gone)
+                    shutil.rmtree(gone, ignore_errors=True)
 
-    def mark_as_images(self, release: str) -> None:
-        """The release that came with the image is never removed: it is what a machine can always go back to."""
-        _write(self.root / "image.json", json.dumps({"release": release}))
+    # --- from the image and from the seed
 
-
-# --- bundles and wheels -----------------------------------------------------------------------------------------------
-
-
-def _checked(member: tarfile.TarInfo, file: IO[bytes]) -> Json:
-    """release.json, the first member of a bundle. Raises ReleaseError."""
-    if member.name != "release.json" or member.size > 1 << 20:
-        raise ReleaseError("not a bundle: release.json is not its first file; make it with ./narthex appliance bundle")
-    try:
-        release = json.loads(file.read())
-        wheels = release["wheels"]
-        well = (
-            release["format"] == FORMAT
-            and _ID.fullmatch(release["id"])
-            and all(_WHEEL.fullmatch(w["file"]) and _HASH.fullmatch(w["sha256"]) for w in wheels)
-            and len({w["file"] for w in wheels}) == len(wheels)
-        )
-        python, expected = release["python"], release_id(release)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReleaseError(f"release.json: {type(error).__name__}: {error}; make the bundle anew") from None
-    if not well:
-        raise ReleaseError("release.json: not of this format; make the bundle with the manager of this release")
-    if release["id"] != expected:
-        raise ReleaseError(
-            f"release.json: its id is {release['id']}, what it says makes {expected}; make the bundle anew"
-        )
-    if python != PYTHON:
-        raise ReleaseError(f"release.json: made for Python {python}, here is {PYTHON}; make a bundle for this image")
-    return dict(release)
-
-
-def _copy(file: IO[bytes], path: Path, digest: str) -> None:
-    found = sha256()
-    with path.open("wb") as out:
-        while some := file.read(1 << 20):
-            found.update(some)
-            out.write(some)
-    if found.hexdigest() != digest:
-        raise ReleaseError(
-            f"{path.name}: its sha256 is {found.hexdigest()}, not {digest}: damaged, or not the one meant"
-        )
-
-
-def _unpack(wheel: Path, folder: Path, compile: bool) -> None:
-    """A wheel into a folder, by the library that pip's makers keep for it. Raises ReleaseError."""
-    from installer import install
-    from installer.destinations import SchemeDictionaryDestination
-    from installer.sources import WheelFile
-
-    schemes = {name: str(folder) for name in ("purelib", "platlib")}
-    schemes |= {name: str(folder / f".{name}") for name in ("headers", "scripts", "data")}
-    levels = (0,) if compile else ()
-    try:
-        with WheelFile.open(wheel) as source:
-            names = source._zipfile.infolist()
-            bad = [n.filename for n in names if n.filename.startswith("/") or ".." in n.filename.split("/")]
-            if bad or sum(n.file_size for n in names) > WHEEL_BYTES:
-                raise ReleaseError(f"{wheel.name}: {bad[0][:80] if bad else 'too large'}: not what a wheel may hold")
-            target = SchemeDictionaryDestination(schemes, sys.executable, "posix", bytecode_optimization_levels=levels)
-            install(source=source, destination=target, additional_metadata={"INSTALLER": b"narthex"})
-    except ReleaseError:
-        raise
-    except Exception as error:  # the library's own, zipfile's, and whatever a torn file makes of them
-        raise ReleaseError(f"{wheel.name}: cannot be unpacked: {type(error).__name__}: {error}") from None
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> Json | None:
-    try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync(folder)
+    def offer(self, bundle: IO[bytes], compile: bool = False) -> str:
+        """Install a bundle and make it current: the image's first as it is, the seed's on trial until its agent is
+        ready. Raises ReleaseError, for one that was taken back before, too."""
+        with self._locked():
+            self.at_boot()
+            release = self.install(bundle, compile)
+            if not self.current:
+                write(self.root / "image.json", json.dumps({"release": release}))
+                self.switch(release)
+            elif self.current != release:
+                returned = self.returned
+                if returned and returned["release"] == release:
+                    raise ReleaseError(f"release {release} was tried and taken back: {returned['why']}")
+                self.start_trial(release, 0)
+            return release
 
 
 # --- as a program -----------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], run: Run = _run) -> int:
     parser = argparse.ArgumentParser(prog="appliance.release")
     parser.add_argument("--root", type=Path, default=ROOT)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -413,46 +373,35 @@ def main(argv: Sequence[str]) -> int:
     install.add_argument("--current", action="store_true")
     install.add_argument("--compile", action="store_true")
     install.add_argument("bundle", type=Path)
-    verbs.add_parser("return").add_argument("why", nargs="?", default="by hand")
+    back = verbs.add_parser("return")
+    back.add_argument("--release", default="")
+    back.add_argument("why", nargs="?", default="it was returned by hand")
     verbs.add_parser("boot")
     verbs.add_parser("ended")
     given = parser.parse_args(argv)
-    releases = Releases(given.root)
     try:
-        return _do(releases, given)
+        _do(Releases(given.root, run), given)
     except (ReleaseError, OSError) as error:
         print(error, file=sys.stderr)
         return REFUSED
-
-
-def _do(releases: Releases, given: argparse.Namespace) -> int:
-    if given.verb == "install":
-        with given.bundle.open("rb") as bundle:
-            release = releases.install(bundle, given.compile)
-        if given.current:
-            _make_current(releases, release)
-        print(release)
-    elif given.verb == "return":
-        if releases.take_back(given.why):
-            print(f"taken back: {given.why}")
-            releases.run(("systemctl", "restart", "--no-block", "narthex-agent.service"))
-    elif given.verb == "boot":
-        if gone := releases.at_boot():
-            print(f"taken back: {gone}")
-    elif gone := releases.ended(os.environ.get("SERVICE_RESULT", "success")):
-        print(f"taken back: {gone}")
     return DONE
 
 
-def _make_current(releases: Releases, release: str) -> None:
-    """The image's first release as it is; the seed's on trial, until its agent is ready."""
-    if not releases.current:
-        releases.switch(release)
-        releases.mark_as_images(release)
-    elif (returned := releases.returned) and returned["release"] == release:
-        raise ReleaseError(f"release {release} was tried and taken back: {returned['why']}")
-    elif releases.current != release:
-        releases.start_trial(release, 0)
+def _do(releases: Releases, given: argparse.Namespace) -> None:
+    if given.verb == "install":
+        with given.bundle.open("rb") as bundle:
+            install = releases.offer if given.current else releases.install
+            print(install(bundle, given.compile))
+        return
+    gone = {
+        "return": lambda: releases.take_back(given.why, given.release),
+        "boot": releases.at_boot,
+        "ended": lambda: releases.ended(releases.environment.get("SERVICE_RESULT", "success")),
+    }[given.verb]()
+    if gone:
+        print(f"release {gone} was taken back: {(releases.returned or {}).get('why', '')}")
+        if given.verb == "return":
+            releases.restart()
 
 
 if __name__ == "__main__":

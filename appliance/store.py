@@ -40,16 +40,17 @@ class Record:
 
 
 class Store:
-    """The journal under `folder`. One process at a time: the agent."""
+    """The journal under `folder`. One process at a time: the agent. Others may read it, with `writes` false."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self._writes = folder, writes
         self.records: dict[int, Record] = {}
         self.unreadable = 0  # lines of the journal that say nothing: a disk that lies
         self._changes = 0  # since the last whole document
         self._pruned = 0  # records left by the last pruning
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "documents").mkdir(exist_ok=True)
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "documents").mkdir(exist_ok=True)
         self._path = folder / "journal"
         self._fd = self._open()
         self._read()
@@ -60,7 +61,8 @@ class Store:
         self._fd = -1
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        how = os.O_RDWR | os.O_CREAT | os.O_APPEND if self._writes else os.O_RDONLY
+        return os.open(self._path, how | os.O_CLOEXEC, 0o600)
 
     # --- reading
 
@@ -68,7 +70,9 @@ class Store:
         raw = self._path.read_bytes()
         lines = raw.splitlines(keepends=True)
         if lines and _event(lines[-1]) is None:
-            os.ftruncate(self._fd, len(raw) - len(lines.pop()))
+            torn = lines.pop()  # or, for who only reads, not written to its end yet
+            if self._writes:
+                os.ftruncate(self._fd, len(raw) - len(torn))
         for line in lines:
             event = _event(line)
             if event is None:

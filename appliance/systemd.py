@@ -8,6 +8,8 @@ needs none either: `CollectMode=` lets systemd forget it. Should it remember all
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import subprocess
 import time
@@ -118,6 +120,7 @@ class SystemdRunner:
         self._refuse_boot_unit(unit.name)
         path, text = self.directory / _service(unit.name), service_text(unit)
         try:
+            _make_directories(unit)
             before = path.read_text() if path.exists() else ""
             if before == text:
                 return False
@@ -126,7 +129,7 @@ class SystemdRunner:
             new.write_text(text)
             new.replace(path)
         except OSError as error:
-            raise UnitError(unit.name, f"cannot write {path}: {error.strerror}") from None
+            raise UnitError(unit.name, f"cannot write {error.filename or path}: {error.strerror}") from None
         if before:
             self._systemctl(unit.name, "daemon-reload")
         return before != ""
@@ -234,8 +237,6 @@ def service_text(unit: Unit) -> str:
         "CollectMode=inactive-or-failed",
         "[Service]",
         "Type=exec",
-        *(f"ExecStartPre=+/usr/bin/install -d -m {mode:o}{_owned(user)} {_word(path)}"
-          for path, mode, user in unit.directories),
         f"ExecStart={' '.join(map(_word, unit.command))}",
         *([f"ExecReload=+/bin/kill -{unit.reload} $MAINPID"] if unit.reload else []),
         "Restart=always",
@@ -249,6 +250,18 @@ def service_text(unit: Unit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _make_directories(unit: Unit) -> None:
+    """What a unit wants to find. Not by ExecStartPre=+: that too is held to ReadWritePaths, which must be there."""
+    for path, mode, user in unit.directories:
+        try:
+            account = pwd.getpwnam(user or "root")
+        except KeyError:
+            raise UnitError(unit.name, f"{path} is to belong to {user}, and there is no such account") from None
+        os.makedirs(path, exist_ok=True)
+        os.chown(path, account.pw_uid, account.pw_gid)
+        os.chmod(path, mode)
+
+
 def _allowed(sandbox: Sandbox) -> list[str]:
     families = sorted({"UNIX", *sandbox.families})
     lines = [
@@ -259,10 +272,6 @@ def _allowed(sandbox: Sandbox) -> list[str]:
         lines.append("SystemCallFilter=@setuid capset")
     lines += [f"ReadWritePaths={_word(path)}" for path in sandbox.writable]
     return lines
-
-
-def _owned(user: str) -> str:
-    return f" -o {user}" if user else ""
 
 
 def _service(name: str) -> str:

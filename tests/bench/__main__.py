@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib import import_module
 
-ROOMS = ("router",)
+ROOMS = ("router", "image")
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
-"""Beds whose router is in a VM: booted from the image, or put back to a moment of an earlier boot, which takes a second.
+"""Beds whose router is in a VM: booted from the image, or put back to a moment of an earlier boot, in a second.
 
-The tree's own agent goes in by the seed's bundle, so that a change of code rebuilds no image. All beds of a session have
-the same keys, since a moment that was kept has its seed in it.
+The tree's own agent goes in by the seed's bundle, so that a change of code rebuilds no image. All beds of a session
+have the same keys, since a moment that was kept has its seed in it.
 """
 
 from __future__ import annotations
