@@ -16,11 +16,20 @@ from appliance.log import Log
 from appliance.memory import keep_small
 from appliance.metrics import Metrics
 from appliance.notify import Heart, notify
+from appliance.release import Releases
 from appliance.server import serve
 from appliance.store import Store
 from appliance.systemd import SystemdRunner
 from appliance.units import SupervisorRunner
+from appliance.upgrade import Upgrade
 from appliance.watch import Watch
+
+
+def make_engine(facts: settings.Settings, role: roles.Role, log: Log, metrics: Metrics, writes: bool = True) -> Engine:
+    """The engine of this machine; one that is to be looked at alone does not write."""
+    runner = SystemdRunner() if facts.runner == "systemd" else SupervisorRunner(f"{facts.run_dir}/supervisor.sock")
+    store = Store(Path(facts.state_dir) / "store", writes)
+    return Engine(role, LinuxHost(facts, runner, metrics), store, facts, log, metrics)
 
 
 def main() -> int:
@@ -32,16 +41,14 @@ def main() -> int:
     except (settings.SettingsError, LookupError) as error:
         log.error("settings", error=str(error))
         return 2
-    run_dir = Path(facts.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    runner = SystemdRunner() if facts.runner == "systemd" else SupervisorRunner(run_dir / "supervisor.sock")
-    store = Store(Path(facts.state_dir) / "store")
-    engine = Engine(role, LinuxHost(facts, runner, metrics), store, facts, log, metrics)
+    Path(facts.run_dir).mkdir(parents=True, exist_ok=True)
+    engine = make_engine(facts, role, log, metrics)
     engine.start()
+    upgrade = Upgrade(engine, Releases(), log)
     watch = Watch(engine, log, facts.watch_seconds)
     watch.start()
     heart = Heart(engine, log)
-    server = serve(create_app(engine, metrics), Path(facts.socket), heart.turned)
+    server = serve(create_app(engine, metrics, upgrade), Path(facts.socket), heart.turned)
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
@@ -54,6 +61,7 @@ def main() -> int:
     )  # a document of 10,000 objects is no reason to walk it forty times while it is read
     notify(f"READY=1\nSTATUS=generation {engine.current.number}, {engine.broken or 'converged'}")
     heart.start()
+    upgrade.ready()
     log.info("ready", generation=engine.current.number, role=facts.role, name=facts.name)
     server.run()
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from flask import Flask, Response, request
@@ -14,10 +16,11 @@ from appliance.document import DocumentError, parse
 from appliance.engine import Answer, Engine
 from appliance.metrics import Metrics, resident
 from appliance.plan import diff, lines
+from appliance.upgrade import Upgrade
 from appliance.version import VERSION
 
 
-def create_app(engine: Engine, metrics: Metrics) -> Flask:
+def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
     """The app over one engine. `environ["narthex.connection"]` names the connection that a request came by."""
     app = Flask("narthex", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -25,13 +28,19 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
     def connection() -> str:
         return str(request.environ.get("narthex.connection", ""))
 
+    def pushed(push: Callable[[], Answer]) -> Response:
+        with engine.lock:
+            return _json(upgrade.blocks() or push())
+
     @app.put("/v1/config")
     def put_config() -> Response:
-        return _json(engine.put(request.get_data(cache=False), connection()))
+        body = request.get_data(cache=False)
+        return pushed(lambda: engine.put(body, connection()))
 
     @app.patch("/v1/config")
     def patch_config() -> Response:
-        return _json(engine.patch(request.get_data(cache=False), connection()))
+        body = request.get_data(cache=False)
+        return pushed(lambda: engine.patch(body, connection()))
 
     @app.get("/v1/config")
     def get_config() -> Response:
@@ -49,7 +58,7 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
 
     @app.post("/v1/rollback/<int:number>")
     def rollback(number: int) -> Response:
-        return _json(engine.rollback(number, connection()))
+        return pushed(lambda: engine.rollback(number, connection()))
 
     @app.get("/v1/state")
     def state() -> Response:
@@ -80,7 +89,21 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
 
     @app.get("/v1/version")
     def version() -> Response:
-        return _json(Answer(200, {"narthex": VERSION, "document": DOCUMENT_VERSION, "role": engine.settings.role}))
+        told = {"narthex": VERSION, "document": DOCUMENT_VERSION, "role": engine.settings.role}
+        return _json(Answer(200, {**told, **upgrade.told()}))
+
+    @app.put("/v1/release")
+    def put_release() -> Response:
+        size = request.content_length or 0
+        return _json(upgrade.put(request.stream, size, request.args, connection()))
+
+    @app.post("/v1/release/confirm")
+    def confirm_release() -> Response:
+        return _json(upgrade.confirm(request.args.get("release", ""), connection()))
+
+    @app.post("/v1/release/return")
+    def return_release() -> Response:
+        return _json(upgrade.give_back(request.args, connection()))
 
     @app.post("/v1/diagnostics")
     def diagnostics() -> Response:
@@ -91,6 +114,7 @@ def create_app(engine: Engine, metrics: Metrics) -> Flask:
 
     @app.get("/metrics")
     def text() -> Response:
+        engine.examine()
         metrics.set("narthex_converged", 0 if engine.broken else 1)
         metrics.set("narthex_awaiting_confirmation", 1 if engine.awaiting else 0)
         return Response(metrics.text(), mimetype="text/plain; version=0.0.4")
@@ -164,12 +188,13 @@ def _generation(engine: Engine, number: int, against: int | None) -> Answer:
 
 def _health(engine: Engine) -> dict[str, Any]:
     with engine.lock:
-        recent = [d for d in engine.drifts if not d.healed]
+        recent, troubles = [d for d in engine.drifts if not d.healed], engine.examine()
         return {
-            "healthy": not engine.broken and not engine.legacy,
+            "healthy": not (engine.broken or engine.legacy or any(trouble.grave for trouble in troubles)),
             "generation": engine.current.number,
             "broken": engine.broken,
             "awaiting": engine.awaiting is not None,
             "drift": {"healed": len(engine.drifts) - len(recent), "reported": len(recent)},
             "legacy": engine.legacy,
+            "troubles": [asdict(trouble) for trouble in troubles],
         }

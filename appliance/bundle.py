@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +44,8 @@ def wheel_folder(wheel: Mapping[str, str]) -> str:
 def read_bundle(bundle: IO[bytes], scratch: Path, is_here: Callable[[Mapping[str, str]], bool]) -> Json:
     """The bundle's wheels, their hashes checked, in `scratch`; returns release.json. `is_here` tells of a wheel whether
     the appliance has it already: it may be left out. Raises ReleaseError, or OSError of `scratch`."""
+    import tarfile  # only here, as zipfile below: every start of the agent would wait for them
+
     release: Json | None = None
     sums: dict[str, str] = {}
     room = BUNDLE_BYTES
@@ -115,7 +115,9 @@ def _copy(file: IO[bytes], path: Path, digest: str) -> None:
 
 def unpack_wheel(wheel: Path, folder: Path, compile: bool) -> None:
     """Unpack a wheel into `folder`, as pip would, byte code too with `compile`. Raises ReleaseError, or OSError."""
-    from installer import install  # only here: nothing else of release.py needs Debian's package
+    import zipfile
+
+    from installer import install  # nothing else of release.py needs Debian's package
     from installer.destinations import SchemeDictionaryDestination
     from installer.sources import WheelFile
 

@@ -1,4 +1,4 @@
-"""Small files that are on the disk, whole, when they are said to be. Part of the image, beside release.py: stdlib only."""
+"""Small files that are on the disk, whole, when they are said to be. Of the image, beside release.py: stdlib only."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from appliance.roles import Role
 from appliance.settings import Settings
 from appliance.state import Facts, Problem, Ruleset, State
 from appliance.store import Record, Store, StoreError
+from appliance.vitals import Trouble
 
 ROUNDS = 2  # of making a machine what it was: a removal may take along what stays, as a link's last address its routes
 SECONDS_TO_CONFIRM = 60  # where the plan demands a confirmation and the document names no time
@@ -75,12 +76,16 @@ class Drift:
 
 @dataclass(slots=True)
 class Awaiting:
-    """A generation that waits for its confirmation; `previous` comes back when it doesn't come."""
+    """A generation that waits for its confirmation; `previous` comes back when it doesn't come.
+
+    `until` is the monotonic clock's: whoever sets the wall's clock neither ends nor prolongs a wait.
+    """
 
     generation: Generation
     previous: Generation
-    deadline: float
-    since: float
+    seconds: int
+    until: float
+    deadline: float  # the same by the wall's clock, as it was then: for people
     connection: str
 
 
@@ -112,6 +117,7 @@ class Engine:
         self.lock = threading.RLock()
         self.drifts: list[Drift] = []
         self.legacy: list[str] = []  # rules of the old iptables beside our table, as the watch found them last
+        self.troubles: tuple[Trouble, ...] = ()  # of the machine, as `examine` found them last
         self.awaiting: Awaiting | None = None
         self._facts = host.facts()
         self.current = Generation(0, "", None, closed(self._facts, settings.control_address))
@@ -515,12 +521,12 @@ class Engine:
         except StoreError as error:
             return self._undone(before, after, {"step": "keep", "object": "", "evidence": "", "error": str(error)})
         self._adopt(after)
-        self.awaiting = Awaiting(after, before, deadline, self.host.now(), connection)
+        self.awaiting = Awaiting(after, before, seconds, self.host.monotonic() + seconds, deadline, connection)
         return Answer(202, self._waiting(taken))
 
     def _waiting(self, taken: int) -> Mapping[str, Any]:
         assert self.awaiting is not None
-        seconds = round(self.awaiting.deadline - self.host.now(), 1)
+        seconds = round(self.awaiting.until - self.host.monotonic(), 1)
         return {
             "generation": self.awaiting.generation.number,
             "result": "applied, awaiting confirmation",
@@ -583,7 +589,7 @@ class Engine:
                 what = f"generation {waiting.generation.number} does" if waiting else "none does"
                 words = f"generation {number} does not wait for a confirmation; {what}"
                 return Answer(409, {"error": words, "current": self.current.number})
-            if self.host.now() >= waiting.deadline:
+            if self.host.monotonic() >= waiting.until:
                 self.expire()
                 return Answer(
                     409, {"error": f"too late: generation {number} was undone", "current": self.current.number}
@@ -598,14 +604,14 @@ class Engine:
         """Undo the generation that waits when its deadline has passed. Returns whether it was so."""
         with self.lock:
             waiting = self.awaiting
-            if waiting is None or self.host.now() < waiting.deadline:
+            if waiting is None or self.host.monotonic() < waiting.until:
                 return False
             try:
                 evidence = self.host.probe(waiting.generation.state)
             except Exception as error:  # no evidence is no reason to leave it standing
                 evidence = _words(error)
             self.awaiting, self._timings = None, {}
-            words = f"not confirmed within {round(waiting.deadline - waiting.since)} s"
+            words = f"not confirmed within {waiting.seconds} s"
             self._undone(
                 waiting.previous,
                 waiting.generation,
@@ -649,6 +655,21 @@ class Engine:
                 "drift", reason=reason, healed=healed, by=by, objects=sorted({s.owner or s.name for s in steps})[:20]
             )
             return drift
+
+    # --- what it all lives on
+
+    def examine(self) -> tuple[Trouble, ...]:
+        """What is wrong with disks, memory and clock. What has come or gone since the last time is logged."""
+        with self.lock:
+            newest = max((r.at for r in self.store.records.values()), default=0.0)
+            found = tuple(self.host.troubles(newest))
+            before, now = ({t.what: t.words for t in some} for some in (self.troubles, found))
+            for what in now.keys() - before.keys():
+                self.log.warning("trouble", what=what, words=now[what])
+            for what in before.keys() - now.keys():
+                self.log.info("trouble", what=what, words="is over")
+            self.troubles = found
+            return found
 
     # --- answers to questions
 

@@ -30,6 +30,7 @@ from appliance.state import (
     Verdict,
     VerdictMap,
 )
+from appliance.vitals import Trouble
 
 
 def facts(*macs: str, control: str = "") -> Facts:
@@ -54,13 +55,17 @@ class FakeHost:
     blind: bool = False  # nothing can be observed
     refuse: list[dict[str, str]] = field(default_factory=list)  # what the dry check says
     refuse_nft: str = ""  # what nft says to every ruleset
+    ill: tuple[Trouble, ...] = ()  # what is wrong with disks, memory and clock
+    held: dict[str, str] = field(default_factory=dict)  # units whose processes cannot act, and why
+    renewed: list[str] = field(default_factory=list)  # boot units that were started anew
+    ahead: float = 0.0  # seconds by which the wall's clock was set forward since
     on_commit: Callable[[Step], None] | None = None
 
     def facts(self) -> Facts:
         return self.known
 
     def now(self) -> float:
-        return self.clock
+        return self.clock + self.ahead
 
     def monotonic(self) -> float:
         return self.clock
@@ -73,6 +78,16 @@ class FakeHost:
 
     def legacy(self) -> list[str]:
         return []
+
+    def troubles(self, newest: float) -> tuple[Trouble, ...]:
+        return self.ill
+
+    def stuck(self) -> dict[str, str]:
+        return dict(self.held)
+
+    def renew(self, name: str) -> None:
+        self.renewed.append(name)
+        self.held.pop(name, None)
 
     def own(self, event: Any) -> bool:
         return False
@@ -151,6 +166,7 @@ class FakeHost:
         units = _with(self.machine.units, unit, lambda p: p.name, step.verb == "stop")
         self.machine = replace(self.machine, units=units)
         self.read[unit.name] = self._on_disk(unit)
+        self.held.pop(unit.name, None)
 
     def _on_disk(self, unit: Unit) -> tuple[File, ...]:
         paths = {*unit.restart_on, *unit.reload_on}
@@ -178,9 +194,12 @@ class FakeHost:
             links=tuple(link for link in m.links if link.name in managed),
             addresses=tuple(a for a in m.addresses if a.link in managed),
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
-            units=tuple(u if self._has_read(u) else replace(u, command=()) for u in m.units),
+            units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),
             probes=wished.probes,
         )
+
+    def _is_well(self, unit: Unit) -> bool:
+        return unit.name not in self.held and self._has_read(unit)
 
     def _has_read(self, unit: Unit) -> bool:
         return unit.name not in self.read or self.read[unit.name] == self._on_disk(unit)

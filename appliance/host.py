@@ -28,6 +28,7 @@ from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
 from appliance.plan import Lost, Step
+from appliance.pulse import Pulse
 from appliance.ruleset import UNKNOWN, observed, rule_digest
 from appliance.settings import Settings
 from appliance.state import (
@@ -46,6 +47,9 @@ from appliance.state import (
 )
 from appliance.store import write_durably
 from appliance.units import UnitError, UnitRunner, definition
+from appliance.vitals import Trouble, Vitals
+
+BLOCK = 4096  # of a disk: what the smallest file takes
 
 
 class LinuxHost:
@@ -61,6 +65,8 @@ class LinuxHost:
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._loaded = Path(settings.run_dir) / "loaded"
+        self._pulse = Pulse(self.monotonic)
+        self._vitals = Vitals(settings, metrics)
 
     # --- processes
 
@@ -111,6 +117,7 @@ class LinuxHost:
         `nft -c` is left out where the nft transaction is the first thing that the commit does: it is its own check,
         all or nothing, and nothing was touched before it.
         """
+        _need_room(steps)
         jobs: list[Callable[[], dict[str, str] | None]] = []
         before_nft = any(s.kind in ("sysctl", "link", "address", "route", "rule") for s in steps)
         checked = [s for s in steps if s.kind == "unit" and isinstance(s.after, Unit) and s.after.check]
@@ -140,20 +147,27 @@ class LinuxHost:
         return None
 
     def _check_unit(self, unit: Unit, files: dict[str, File]) -> dict[str, str] | None:
-        with tempfile.TemporaryDirectory(prefix="check-", dir=self.settings.run_dir) as folder:
-            copies = {}
-            for number, path in enumerate(unit.checks):
-                copy = Path(folder) / f"{number}-{Path(path).name}"
-                copy.write_text(files[path].content)
-                copies["{" + path + "}"] = str(copy)
-            argv = tuple(_filled(word, copies) for word in unit.check)
-            status, out, err = self.run(argv)
-            if status == 0:
-                return None
-            words = (err or out).decode(errors="replace").strip()
-            for key, copy_path in copies.items():
-                words = words.replace(copy_path, key[1:-1])
-            return {"path": f"unit {unit.name}", "message": words[:1000]}
+        try:
+            with tempfile.TemporaryDirectory(prefix="check-", dir=self.settings.run_dir) as folder:
+                return self._checked(unit, files, Path(folder))
+        except OSError as error:
+            words = f"cannot check unit {unit.name} in {self.settings.run_dir}: {error.strerror}; make room there"
+            raise HostError(words, str(error)) from None
+
+    def _checked(self, unit: Unit, files: dict[str, File], folder: Path) -> dict[str, str] | None:
+        """What a unit's own dry check says of copies of its files in `folder`. Raises OSError."""
+        copies = {}
+        for number, path in enumerate(unit.checks):
+            copy = folder / f"{number}-{Path(path).name}"
+            copy.write_text(files[path].content)
+            copies["{" + path + "}"] = str(copy)
+        status, out, err = self.run(tuple(_filled(word, copies) for word in unit.check))
+        if status == 0:
+            return None
+        words = (err or out).decode(errors="replace").strip()
+        for key, copy_path in copies.items():
+            words = words.replace(copy_path, key[1:-1])
+        return {"path": f"unit {unit.name}", "message": words[:1000]}
 
     # --- steps
 
@@ -284,7 +298,7 @@ class LinuxHost:
         return tuple(found)
 
     def _units(self, wished: Iterable[Unit]) -> tuple[Unit, ...]:
-        """The units that are active; one that runs otherwise than wished, or read other files, has no command."""
+        """The units that are active; one that is stuck, runs otherwise or read other files has no command."""
         known = {u.name: u for u in wished}
         found = []
         for name, status in self.runner.observe().items():
@@ -294,13 +308,30 @@ class LinuxHost:
                     continue
                 found.append(unit)
             elif unit.command and status.definition == definition(unit) and self._has_read(unit):
-                found.append(unit)
+                stuck = self._pulse.is_stuck(status.pid)
+                found.append(replace(unit, command=()) if stuck else unit)
             else:
                 found.append(replace(unit, command=()))
         return tuple(found)
 
     def _has_read(self, unit: Unit) -> bool:
         return _content(str(self._loaded / unit.name)) == self._content_digest(unit).encode()
+
+    def troubles(self, newest: float) -> Sequence[Trouble]:
+        return self._vitals.look(newest)
+
+    def stuck(self) -> dict[str, str]:
+        try:
+            running = self.runner.processes()
+        except UnitError as error:
+            raise HostError(str(error)) from None
+        return self._pulse.look({name: pids for name, pids in running.items() if name != "agent"})
+
+    def renew(self, name: str) -> None:
+        try:
+            self.runner.renew(name)
+        except UnitError as error:
+            raise HostError(str(error), error.output) from None
 
     def look(self, steps: Sequence[Step], wished: State) -> State:
         """What the steps touched, observed; all else as wished. A whole table or many parts are observed as a whole."""
@@ -384,6 +415,32 @@ class LinuxHost:
     def probe(self, state: State) -> str:
         results = probe.probe_gateways(state.probes, 2.0) if state.probes else []
         return "; ".join(map(str, results)) or "no gateway to ask"
+
+
+def _need_room(steps: Sequence[Step]) -> None:
+    """Refuse what the disks have no room for, while nothing is touched: an undo needs room too. Raises HostError.
+
+    A file is written beside the one that it takes the place of, so there must be room for the largest of them twice.
+    """
+    need: dict[str, tuple[int, int]] = {}  # folder: (by how much its files grow, the largest file)
+    for step in steps:
+        if step.kind == "file":
+            was, comes = (len(part.content) if isinstance(part, File) else 0 for part in (step.before, step.after))
+            folder = _standing(step.name.rpartition("/")[0])
+            grow, largest = need.get(folder, (0, 0))
+            need[folder] = grow + max(0, comes - was) + BLOCK, max(largest, was, comes)
+    for folder, sizes in need.items():
+        room = os.statvfs(folder)
+        if sum(sizes) > room.f_bfree * room.f_frsize or room.f_files > 0 and room.f_ffree < 2:
+            words = f"no space left for {sum(sizes) >> 10} KiB of files below {folder}: remove something there"
+            raise HostError(words, f"{room.f_bfree * room.f_frsize >> 10} KiB and {room.f_ffree} files are free")
+
+
+def _standing(folder: str) -> str:
+    """The nearest folder above that is there: what is on no disk yet will be on that one's."""
+    while folder and not os.path.isdir(folder):
+        folder = folder.rpartition("/")[0]
+    return folder or "/"
 
 
 def _looked(wished: NftSet, keys: Iterable[str]) -> NftSet:

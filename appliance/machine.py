@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from appliance.events import Event
 from appliance.plan import Step
 from appliance.state import Facts, State
+from appliance.vitals import Trouble
 
 
 class HostError(Exception):
@@ -57,6 +58,15 @@ class Host(Protocol):
 
     def legacy(self) -> list[str]:
         """Rules of the kernel's old iptables tables, in words: what hides beside our table."""
+
+    def troubles(self, newest: float) -> Sequence[Trouble]:
+        """What is wrong with disks, memory and clock; `newest` is when the newest generation was pushed."""
+
+    def stuck(self) -> dict[str, str]:
+        """Units, boot units too, that have a process which cannot act, and why. Starts no process."""
+
+    def renew(self, name: str) -> None:
+        """Start a boot unit anew."""
 
     def own(self, event: Event) -> bool:
         """Did we cause this event ourselves?"""

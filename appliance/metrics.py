@@ -14,6 +14,10 @@ _HELP = {
     "narthex_generation": ("gauge", "The generation the machine is at."),
     "narthex_awaiting_confirmation": ("gauge", "1 while a generation waits for its confirmation."),
     "narthex_converged": ("gauge", "1 when the machine is its generation as far as is known."),
+    "narthex_troubles": ("gauge", "What is wrong with disks, memory and clock: how many things."),
+    "narthex_disk_free_bytes": ("gauge", "Free for anybody on the disk that holds a folder."),
+    "narthex_memory_available_bytes": ("gauge", "What programs could still have, without swapping."),
+    "narthex_clock_kept": ("gauge", "1 where NTP keeps the clock."),
     "narthex_resident_bytes": ("gauge", "Resident memory of the agent."),
 }
 

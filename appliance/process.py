@@ -18,6 +18,7 @@ from contextlib import suppress
 NAME = re.compile(r"[a-z0-9][a-z0-9@_-]{0,63}", re.ASCII)
 FIRST_DELAY_S, LONGEST_DELAY_S, LONG_LIFE_S = 0.1, 5.0, 1.0
 PATIENCE_S = 5.0  # from SIGTERM to SIGKILL
+STOPPED_S = 1.0  # from a stop (SIGSTOP) to SIGKILL: who stops a daemon for longer wants it dead
 LOG_BYTES = 1 << 20  # of one log file; the one before it is kept as NAME.log.1
 TAIL_BYTES = 4096  # of what a unit said last, for the answer to a failed start
 NEVER = float("inf")
@@ -85,7 +86,7 @@ class Process:
         os.set_blocking(self._input, True)
         self._log_file = -1
         self._delay = FIRST_DELAY_S
-        self._again_at = self._kill_at = self._settled_at = NEVER
+        self._again_at = self._kill_at = self._settled_at = self._stopped_at = NEVER
         self._on_end: list[Callable[[], None]] = []
         self._on_settled: list[Callable[[str, str], None]] = []
 
@@ -143,7 +144,7 @@ class Process:
         age = time.monotonic() - self.began
         self.last_exit = f"{_words(code)} after {age:.1f} s"
         self.pid = 0
-        self._kill_at = self._settled_at = NEVER
+        self._kill_at = self._settled_at = self._stopped_at = NEVER
         if age >= LONG_LIFE_S:
             self._delay = FIRST_DELAY_S
         settled, self._on_settled = self._on_settled, []
@@ -163,11 +164,16 @@ class Process:
         self._again_at = time.monotonic() + self._delay
         self._delay = min(2 * self._delay, LONGEST_DELAY_S)
 
+    def stopped(self, stopped: bool) -> None:
+        """Somebody stopped its process, or let it go on. A stopped daemon answers nobody, so it is ended soon."""
+        self._stopped_at = time.monotonic() + STOPPED_S if stopped else NEVER
+
     def terminate(self) -> None:
         """SIGTERM to the whole group, and SIGKILL 5 s later; a second call changes nothing."""
         if self._kill_at == NEVER:
             self._kill_at = time.monotonic() + PATIENCE_S
             self.end_group(signal.SIGTERM)
+            self.end_group(signal.SIGCONT)  # one that is stopped hears of it only now
 
     def end_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
@@ -197,7 +203,7 @@ class Process:
 
     def due(self) -> float:
         """When `tick` has something to do."""
-        return min(self._again_at if self.wanted else NEVER, self._kill_at, self._settled_at)
+        return min(self._again_at if self.wanted else NEVER, self._kill_at, self._settled_at, self._stopped_at)
 
     def tick(self, now: float) -> None:
         """Do what is due. Raises UnitProblem where a new start failed (the next is then arranged for)."""
@@ -206,6 +212,9 @@ class Process:
             settled, self._on_settled = self._on_settled, []
             for told in settled:
                 told("", "")
+        if now >= self._stopped_at and self.pid:
+            self._stopped_at = NEVER
+            self.end_group(signal.SIGKILL)
         if now >= self._kill_at and self.pid:
             self._kill_at = now + PATIENCE_S
             self.end_group(signal.SIGKILL)

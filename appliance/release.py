@@ -9,15 +9,15 @@
     /opt/narthex/returned.json           the last one that was taken back, and why
 
 This file belongs to the image and not to a release, so that it works whatever a new release does: it stands in
-/usr/lib/narthex too, imports only the standard library, bundle.py and durable.py, and is run by systemd and by the seed. Its own
-files are read by releases that know them otherwise: what a file says may grow, and nothing of it may change.
+/usr/lib/narthex too, needs only the standard library, bundle.py and durable.py, and is run by systemd and by the seed.
+Its own files are read by releases that know them otherwise: what a file says may grow, and nothing of it may change.
 
-    python3 -P -s -m appliance.release install [--current] [--compile] BUNDLE | return [--release ID] [WHY] | boot | ended
+    python3 -P -s -m appliance.release install [--current] [--compile] BUNDLE
+                                       return [--release ID] [WHY] | boot | ended
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from appliance.bundle import ID, Json, ReleaseError, read_bundle, unpack_wheel, wheel_folder
 from appliance.durable import read_json, sync, sync_tree, write
@@ -297,13 +297,16 @@ class Releases:
             trial = self.trial
             if trial is None or trial.get("boot") == self.boot():
                 return ""
+            if self.current != trial["release"]:  # cut before the switch: it never was
+                self._remove("trial.json")
+                return ""
             if trial["seconds"]:
                 return self.take_back("the machine went down before it was confirmed")
             return self._failed({**trial, "boot": self.boot()}, "the machine went down before it was ready")
 
     def ended(self, result: str) -> str:
-        """The agent's process has ended, with systemd's `result` (systemd.exec(5), SERVICE_RESULT). What was taken back:
-        a release on trial that failed twice, or hung. How the one that began the trial ends is no matter."""
+        """The agent's process has ended, with systemd's `result` (systemd.exec(5), SERVICE_RESULT). Takes back, and
+        returns, a release on trial that failed twice, or hung. How the one that began the trial ends is no matter."""
         with self._locked():
             trial = self.trial
             if trial is None or result == "success" or self._began(trial):
@@ -366,6 +369,8 @@ class Releases:
 
 
 def main(argv: Sequence[str], run: Run = _run) -> int:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="appliance.release")
     parser.add_argument("--root", type=Path, default=ROOT)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -387,17 +392,18 @@ def main(argv: Sequence[str], run: Run = _run) -> int:
     return DONE
 
 
-def _do(releases: Releases, given: argparse.Namespace) -> None:
+def _do(releases: Releases, given: Any) -> None:
     if given.verb == "install":
         with given.bundle.open("rb") as bundle:
             install = releases.offer if given.current else releases.install
             print(install(bundle, given.compile))
         return
-    gone = {
-        "return": lambda: releases.take_back(given.why, given.release),
-        "boot": releases.at_boot,
-        "ended": lambda: releases.ended(releases.environment.get("SERVICE_RESULT", "success")),
-    }[given.verb]()
+    if given.verb == "return":
+        gone = releases.take_back(given.why, given.release)
+    elif given.verb == "boot":
+        gone = releases.at_boot()
+    else:
+        gone = releases.ended(releases.environment.get("SERVICE_RESULT", "success"))
     if gone:
         print(f"release {gone} was taken back: {(releases.returned or {}).get('why', '')}")
         if given.verb == "return":

@@ -20,6 +20,7 @@ from waitress.task import WSGITask
 
 from appliance.document import MAX_BYTES
 
+OVERFLOW_BYTES = 1 << 20
 _sockets = itertools.count()
 
 
@@ -76,9 +77,10 @@ def serve(app: Any, path: Path, turned: Callable[[], None] = lambda: None) -> Un
             unix_socket_perms="600",
             threads=3,
             channel_timeout=24 * 3600,  # the manager keeps its channel open; sshd ends the dead ones
-            # More than a document may have is still read, to a file, so that its sender gets to hear why it is refused.
+            # More than a document or a release may have is still read, so that its sender gets to hear why it is
+            # refused. What is large goes to a file: a bundle is unpacked from there, and never is in our memory.
             max_request_body_size=8 * MAX_BYTES,
-            inbuf_overflow=MAX_BYTES,
+            inbuf_overflow=OVERFLOW_BYTES,
             clear_untrusted_proxy_headers=True,
             ident="narthex",
         )

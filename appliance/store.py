@@ -127,6 +127,8 @@ class Store:
                 write_durably(self.folder / "documents" / record.document, document)
             self._append({"event": "begin", "record": _plain(record)})
         except OSError as error:
+            if document is not None:  # on a full disk every byte counts
+                (self.folder / "documents" / record.document).unlink(missing_ok=True)
             raise StoreError(f"cannot journal generation {record.generation}: {error.strerror}") from None
         self.records[record.generation] = record
         self._changes = 0 if document is not None else self._changes + 1

@@ -142,7 +142,18 @@ class Supervisor:
         for number in os.read(self.wake, 4096):
             if number in (signal.SIGTERM, signal.SIGINT):
                 self.ending = True
+        self._look_for_stopped()
         self._reap()
+
+    def _look_for_stopped(self) -> None:
+        """Every child of ours that was stopped, or goes on: the kernel tells of it as of its end."""
+        by_pid = {p.pid: p for p in self.processes.values() if p.pid}
+        with suppress(ChildProcessError):
+            while found := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WCONTINUED | os.WNOHANG):
+                if process := by_pid.get(found.si_pid):
+                    stopped = found.si_code == os.CLD_STOPPED
+                    say(f"{process.name}: {'was stopped' if stopped else 'goes on'}")
+                    process.stopped(stopped)
 
     def _reap(self) -> None:
         """Every child that has ended, ours or an orphan that fell to process 1."""
@@ -196,9 +207,12 @@ class Supervisor:
 
     def _store(self, definition: Definition) -> None:
         path = os.path.join(self.units_dir, f"{definition['name']}.json")
-        with open(path + "~", "w") as file:
-            json.dump(definition, file)
-        os.replace(path + "~", path)
+        try:
+            with open(path + "~", "w") as file:
+                json.dump(definition, file)
+            os.replace(path + "~", path)
+        except OSError as error:
+            raise UnitProblem(f"{definition['name']}: cannot be kept in {self.units_dir}: {error.strerror}") from None
 
     def _unstore(self, name: str) -> None:
         with suppress(FileNotFoundError):

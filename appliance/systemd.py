@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from appliance.pulse import Stat, stat
 from appliance.state import Sandbox, Unit
 from appliance.units import BOOT_UNITS, UnitError, UnitStatus, definition
 
@@ -41,54 +42,46 @@ class SystemdRunner:
     def __init__(
         self, run: Run = _run, directory: Path = Path("/run/systemd/system"),
         groups: Path = Path("/sys/fs/cgroup/system.slice"), sleep: Callable[[float], None] = time.sleep,
+        read: Stat = stat,
     ) -> None:  # fmt: skip
-        self.run, self.directory, self.groups, self.sleep = run, directory, groups, sleep
+        self.run, self.directory, self.groups, self.sleep, self.stat = run, directory, groups, sleep, read
 
     # --- observing
 
     def observe(self) -> dict[str, UnitStatus]:
-        names = self._names()
-        if not names:
+        ours = self._ours()
+        if not ours:
             return {}
-        shown = self._systemctl("", "show", SHOWN, *(_service(name) for name in names))
+        shown = self._systemctl("", "show", SHOWN, *map(_service, ours))
         states = [_properties(block) for block in shown.strip().split("\n\n")]
         by_id = {state.get("Id", ""): state for state in states}
-        return {name: self._status(name, by_id.get(_service(name), {})) for name in names}
+        return {name: _status(name, by_id.get(_service(name), {}), ours[name]) for name in ours}
 
     def processes(self) -> dict[str, tuple[int, ...]]:
-        found = {name: self._group(name) for name in (*self._names(), *sorted(BOOT_UNITS))}
+        found = {name: self._group(name) for name in self._ours()}
+        for name in BOOT_UNITS:  # sshd's sessions live on without it
+            found[name] = tuple(pid for pid in self._group(name) if self.stat(pid)[1] == 1)
         return {name: pids for name, pids in found.items() if pids}
 
-    def _names(self) -> list[str]:
-        """The role's units that have a file: systemd may know others of that name, none of them ours."""
-        paths = self.directory.glob(f"{PREFIX}*.service")
-        names = (path.name.removeprefix(PREFIX).removesuffix(".service") for path in paths)
-        return sorted(name for name in names if name not in BOOT_UNITS)
+    def _ours(self) -> dict[str, str]:
+        """The definitions of the role's units by name: of those whose file we wrote, and no other of such a name."""
+        found = {}
+        for path in sorted(self.directory.glob(f"{PREFIX}*.service")):
+            try:
+                defined = re.search(r"^X-Narthex-Definition=(\w+)$", path.read_text(errors="replace"), re.MULTILINE)
+            except FileNotFoundError:
+                continue
+            if defined:
+                found[path.name.removeprefix(PREFIX).removesuffix(".service")] = defined[1]
+        return found
 
     def _group(self, name: str) -> tuple[int, ...]:
-        """The processes in a service's cgroup, by their numbers: the main one is the oldest."""
+        """The processes in a service's cgroup."""
         try:
             text = (self.groups / _service(name) / "cgroup.procs").read_text()
         except OSError:
             return ()
         return tuple(int(word) for word in text.split())
-
-    def _status(self, name: str, state: Mapping[str, str]) -> UnitStatus:
-        return UnitStatus(
-            name,
-            _runs(state),
-            int(state.get("MainPID") or 0),
-            self._definition(name),
-            int(state.get("NRestarts") or 0),
-        )
-
-    def _definition(self, name: str) -> str:
-        try:
-            text = (self.directory / _service(name)).read_text()
-        except OSError:
-            return ""
-        found = re.search(r"^X-Narthex-Definition=(\w+)$", text, re.MULTILINE)
-        return found[1] if found else ""
 
     # --- deeds
 
@@ -280,6 +273,10 @@ def _service(name: str) -> str:
 
 def _runs(state: Mapping[str, str]) -> bool:
     return state.get("ActiveState") in ("active", "reloading") and state.get("SubState") in ("running", "reload")
+
+
+def _status(name: str, state: Mapping[str, str], defined: str) -> UnitStatus:
+    return UnitStatus(name, _runs(state), int(state.get("MainPID") or 0), defined, int(state.get("NRestarts") or 0))
 
 
 def _end(state: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+from appliance.pulse import children
 from appliance.state import Unit
 
 ANSWER_S = 15.0  # a stop may take 5 s until SIGKILL, and an answer waits for it
@@ -57,7 +58,7 @@ class UnitRunner(Protocol):
     def restart(self, unit: Unit) -> None: ...
 
     def processes(self) -> dict[str, tuple[int, ...]]:
-        """The pids of every unit that has a process, boot units too. Starts none: it may be asked every second."""
+        """The pids of every unit that has a process; of a boot unit the main one's. Starts none itself."""
 
     def renew(self, name: str) -> None:
         """Start a boot unit anew."""
@@ -98,7 +99,8 @@ class SupervisorRunner:
 
     def processes(self) -> dict[str, tuple[int, ...]]:
         found = self._ask("", {"verb": "status"})["units"]
-        return {name: (s["pid"], *children(s["pid"])) for name, s in found.items() if s["pid"]}
+        running = {name: s["pid"] for name, s in found.items() if s["pid"]}
+        return {name: (pid,) if name in BOOT_UNITS else (pid, *children(pid)) for name, pid in running.items()}
 
     def renew(self, name: str) -> None:
         self._ask("", {"verb": "restart", "unit": _told(Unit(name, ("its", "own")))})

@@ -12,9 +12,12 @@ from appliance.engine import Engine
 from appliance.events import Events
 from appliance.log import Log
 from appliance.memory import give_back
+from appliance.units import BOOT_UNITS
 
 SETTLE = 0.2  # seconds after the first event in which more may come: one look for all of them
 QUIET = 1.0  # seconds without a push after which memory is given back
+PULSE = 2.0  # seconds between two looks for processes that cannot act: it costs a fraction of a millisecond
+EXAMINATION = 10.0  # seconds between two looks at disks, memory and clock
 PAUSE = 1.0  # seconds between two looks, so that a quarrel with another program costs little
 
 
@@ -27,6 +30,8 @@ class Watch(threading.Thread):
         self.events = events
         self._stop = threading.Event()
         self._seen, self._quiet_since = -1, 0.0
+        self._next_pulse = self._next_look = 0.0
+        self._stuck: dict[str, str] = {}
 
     def stop(self) -> None:
         self._stop.set()
@@ -40,6 +45,7 @@ class Watch(threading.Thread):
             wait = max(0.0, min(0.5, next_look - self.engine.host.monotonic()))
             reason, by = self._heard(wait)
             self.engine.expire()
+            self.pulse()
             due = self.engine.host.monotonic() >= next_look
             if not reason and not due:
                 continue
@@ -51,6 +57,32 @@ class Watch(threading.Thread):
             next_look = self.engine.host.monotonic() + self.seconds
             if reason:
                 self._stop.wait(PAUSE)
+
+    def pulse(self) -> None:
+        """Start anew what is there and cannot act. What that does not help is left to the timer's look."""
+        now = self.engine.host.monotonic()
+        if now < self._next_pulse:
+            return
+        self._next_pulse = now + PULSE
+        try:
+            self._examine(now)
+            stuck = self.engine.host.stuck()
+            if not stuck or stuck == self._stuck:
+                self._stuck = stuck
+                return
+            self._stuck = stuck
+            for name in sorted(BOOT_UNITS & stuck.keys()):
+                self.log.warning("renewed", unit=name, reason=stuck[name])
+                self.engine.host.renew(name)
+            if rest := sorted(stuck.keys() - BOOT_UNITS):
+                self.engine.heal("; ".join(f"{name}: {stuck[name]}" for name in rest))
+        except Exception as error:
+            self.log.error("pulse", error=f"{type(error).__name__}: {error}")
+
+    def _examine(self, now: float) -> None:
+        if now >= self._next_look:
+            self._next_look = now + EXAMINATION
+            self.engine.examine()
 
     def _give_back(self) -> None:
         """Once after each push, when it has been quiet for a while: it takes the interpreter some milliseconds."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from mgmt.cli_appliance import appliance
 from mgmt.cli_cell import cell
 from mgmt.cli_image import image
 from mgmt.cli_router import router
@@ -22,6 +23,7 @@ narthex.add_command(router)
 narthex.add_command(cell)
 narthex.add_command(seed)
 narthex.add_command(image)
+narthex.add_command(appliance)
 
 
 def main() -> None:

@@ -191,8 +191,27 @@ class Appliance:
 
     def confirm(self, generation: int) -> Answer:
         """Confirm over a NEW connection: that it can be made is what is confirmed."""
-        with type(self)(self.target) as other:
+        with self.anew() as other:
             return other.request("POST", f"/v1/config/{generation}/confirm")
+
+    def anew(self) -> Appliance:
+        """The same appliance, by a connection of its own."""
+        return Appliance(self.target)
+
+    def put_release(self, bundle: bytes, allow_change: bool = False, seconds: int = 0) -> Answer:
+        """A newer agent, to be confirmed within `seconds` (0: as the appliance has it)."""
+        query = {"change": "allow"} if allow_change else {}
+        more = {"seconds": str(seconds)} if seconds else {}
+        return self.request("PUT", "/v1/release" + _query({**query, **more}), bundle)
+
+    def confirm_release(self, release: str) -> Answer:
+        """Keep the release on trial; over a new connection, as `confirm`."""
+        with self.anew() as other:
+            return other.request("POST", "/v1/release/confirm" + _query({"release": release}))
+
+    def return_release(self) -> Answer:
+        """Back to the release before."""
+        return self.request("POST", "/v1/release/return")
 
     def rollback(self, generation: int) -> Answer:
         return self.request("POST", f"/v1/rollback/{generation}")
@@ -307,9 +326,8 @@ class LocalAppliance(Appliance):
         super().__init__(Target(str(path), "", ""))
         self.path = path
 
-    def confirm(self, generation: int) -> Answer:
-        with LocalAppliance(self.path) as other:
-            return other.request("POST", f"/v1/config/{generation}/confirm")
+    def anew(self) -> Appliance:
+        return LocalAppliance(self.path)
 
     def _joined(self) -> _Over:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -320,6 +338,10 @@ class LocalAppliance(Appliance):
             sock.close()
             raise PushError(f"{self.path}: no agent answers there: {error.strerror}") from error
         return _Over(sock)
+
+
+def _query(given: Mapping[str, str]) -> str:
+    return f"?{urlencode(given)}" if given else ""
 
 
 def _words(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mgmt.image.catalogue import for_tests
 from tests.tier import ROOT, Outcome, run_pytest
 
 # Each with its directories; the unit tier is all that the others do not name.
@@ -53,6 +54,9 @@ DESCRIPTIONS = {
 def run_tier(tier: str, for_pytest: Sequence[str]) -> Outcome:
     """Run one tier. Paths among pytest's arguments stand in for the tier's own."""
     arguments = ["-m", tier, *for_pytest]
+    if tier == "vm":
+        print(f"the image: {for_tests().parent.name}", flush=True)  # built first, where it isn't in the cache
+        arguments.append(f"--timeout={VM_TIMEOUT_S}")
     if not any(is_path(argument) for argument in for_pytest):
         paths = [path for path in TIERS[tier] if (ROOT / path).is_dir()]
         if not paths:
@@ -63,6 +67,9 @@ def run_tier(tier: str, for_pytest: Sequence[str]) -> Outcome:
             arguments += [f"--ignore={path}" for path in others]
     trials = os.environ.get("NARTHEX_TRIALS", "tenth")
     return run_pytest(arguments, {"NARTHEX_TRIALS": trials})
+
+
+VM_TIMEOUT_S = 1200  # an emulated boot, on a busy machine
 
 
 def is_path(argument: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ def bare(accel: str = "") -> Path:
 
 
 def for_tests() -> Path:
-    """The qcow2 that fits this tree's system; the tests give the agent by the seed."""
+    """The qcow2 that fits this tree's system, or the one that NARTHEX_IMAGE names; the agent comes by the seed."""
+    if named := os.environ.get("NARTHEX_IMAGE"):
+        return Path(named)
     image, _ = built(any_agent=True)
     return image.artifact(artifacts.QCOW2)
 

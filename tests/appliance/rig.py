@@ -8,15 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from flask import Flask
+
+from appliance.api import create_app
 from appliance.engine import Answer, Engine
 from appliance.fake import FakeHost, facts
 from appliance.log import Log
 from appliance.metrics import Metrics
 from appliance.plan import Step, plan
+from appliance.release import Releases
 from appliance.roles import Role
 from appliance.settings import Settings
 from appliance.state import State
 from appliance.store import Store
+from appliance.upgrade import Upgrade
 from tests.appliance import toy
 
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03")
@@ -64,6 +69,10 @@ class Rig:
         self.metrics = Metrics()
         self.engine = Engine(cast(Role, self.role), self.host, self.store, self.settings, Log(self.log), self.metrics)
         self.engine.start()
+        self.upgrade = Upgrade(self.engine, Releases(self.folder / "opt", environment={}), Log(self.log))
+
+    def app(self) -> Flask:
+        return create_app(self.engine, self.metrics, self.upgrade)
 
     def restart(self) -> None:
         """The agent ended, however, and starts anew on the same machine and the same disk."""

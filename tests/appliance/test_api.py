@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from appliance.api import create_app
 from appliance.machine import HostError
 from tests.appliance.rig import BASE, RICH, Rig, document, put_in
 
@@ -23,7 +22,7 @@ def rig(tmp_path: Path) -> Rig:
 
 @pytest.fixture
 def client(rig: Rig) -> FlaskClient:
-    return create_app(rig.engine, rig.metrics).test_client()
+    return rig.app().test_client()
 
 
 def by(connection: str) -> Any:
@@ -87,7 +86,7 @@ def test_a_generation_that_was_undone_is_told_without_its_document(rig: Rig, cli
 
 def test_before_any_document(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    client = create_app(rig.engine, rig.metrics).test_client()
+    client = rig.app().test_client()
     assert client.get("/v1/config").get_json() is None
     assert client.get("/v1/state?view=document").get_json()["generation"] == 0
     assert client.get("/v1/health").status_code == 200

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import appliance.store
-from appliance.api import create_app
 from appliance.engine import Engine
 from appliance.fake import FakeHost, facts
 from appliance.plan import Step, plan
@@ -339,7 +338,7 @@ def test_blindness_after_the_commit_is_undone(rig: Rig) -> None:
 
 
 def test_undo_that_fails_is_broken_until_healed(rig: Rig) -> None:
-    client = create_app(rig.engine, rig.metrics).test_client()
+    client = rig.app().test_client()
     before = rig.engine.current.state
     rig.host.fail_at, rig.host.fail_for = 6, 1000
     answer = rig.put(RICH)
@@ -557,6 +556,21 @@ def test_too_late(rig: Rig) -> None:
     assert answer.status == 409
     assert "too late" in answer.body["error"]
     assert not rig.is_now(before)
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 86400.0])
+def test_the_wall_clock_may_be_set_meanwhile(rig: Rig, jump: float) -> None:
+    """NTP puts a clock right minutes after boot: a deadline is neither over at once nor put off by a day."""
+    rig.put(RICH, confirm={"seconds": 5})
+    rig.host.ahead = jump
+    rig.host.clock += 4.9
+    assert not rig.engine.expire()
+    assert rig.engine.awaiting
+    rig.host.clock += 0.1
+    assert rig.engine.expire()
+    rig.put(RICH, confirm={"seconds": 5})
+    rig.host.ahead = 0.0
+    assert rig.engine.confirm(rig.engine.current.number, "b").status == 200
 
 
 def test_the_deadline_undoes_with_evidence(rig: Rig) -> None:
@@ -828,7 +842,7 @@ def test_a_role_that_raises_touches_nothing(rig: Rig, monkeypatch: pytest.Monkey
         raise ZeroDivisionError
 
     monkeypatch.setattr(toy, "problems", problems)
-    client = create_app(rig.engine, rig.metrics).test_client()
+    client = rig.app().test_client()
     answer = client.put("/v1/config", data=document({**BASE, "doors": []}, 2))
     assert answer.status_code == 500
     assert "ZeroDivisionError" in answer.get_json()["error"]

@@ -120,6 +120,44 @@ def test_a_killed_unit_is_started_again(supervised: Supervised) -> None:
     assert supervised.status("sleeper").pid != first.pid
 
 
+def test_a_stopped_unit_is_ended_and_started_again(supervised: Supervised) -> None:
+    """A boot unit too: nobody else sees that the agent is stopped."""
+    supervised.runner.start(SLEEPER)
+    before = supervised.ask(b'{"verb": "status"}\n')["units"]
+    for child in supervised.children():
+        os.kill(int(child), signal.SIGSTOP)
+    until(lambda: supervised.status("sleeper").restarts == 1)
+    until(lambda: supervised.ask(b'{"verb": "status"}\n')["units"]["boot"]["restarts"] == 1)
+    after = supervised.ask(b'{"verb": "status"}\n')["units"]
+    assert not {before[name]["pid"] for name in before} & {after[name]["pid"] for name in after}
+
+
+def test_a_unit_that_goes_on_in_time_is_left_alone(supervised: Supervised) -> None:
+    supervised.runner.start(SLEEPER)
+    first, child = supervised.status("sleeper"), int(supervised.children()[-1])
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGCONT)
+    time.sleep(1.2)
+    assert supervised.status("sleeper") == first
+
+
+@pytest.mark.parametrize("deed", ["stop", "restart"])
+def test_a_stopped_unit_need_not_be_waited_for(supervised: Supervised, deed: str) -> None:
+    """It hears SIGTERM only when it goes on; SIGKILL would be 5 s away."""
+    supervised.runner.start(SLEEPER)
+    first = supervised.status("sleeper")
+    os.kill(int(supervised.children()[-1]), signal.SIGSTOP)
+    began = time.monotonic()
+    if deed == "stop":
+        supervised.runner.stop("sleeper")
+        assert supervised.runner.observe() == {}
+    else:
+        supervised.runner.restart(SLEEPER)
+        assert supervised.status("sleeper").pid != first.pid
+    assert time.monotonic() - began < 4, "it waited for SIGKILL"
+
+
 def test_what_cannot_start_says_why(supervised: Supervised) -> None:
     with pytest.raises(UnitError, match="No such file or directory"):
         supervised.runner.start(Unit("x", ("/nowhere",)))

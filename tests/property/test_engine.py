@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from appliance.api import create_app
 from appliance.document import Change, Document, validate
 from appliance.fake import FakeHost, facts
 from appliance.plan import plan
@@ -118,7 +117,7 @@ def likely(maker: Maker, kind: str, chance: random.Random) -> Any:
 @pytest.mark.soak("router")
 def test_random_bytes_by_every_door(folder: Path) -> None:
     rig = router_rig(folder)
-    client = create_app(rig.engine, rig.metrics).test_client()
+    client = rig.app().test_client()
     done = len(rig.host.done)
     doors = [client.put, client.patch, client.post, client.post]
     paths = ["/v1/config", "/v1/config", "/v1/plan", "/v1/diagnostics"]

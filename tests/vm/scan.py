@@ -1,4 +1,4 @@
-"""A scan of every port of an address, TCP and UDP, by frames sent straight to a MAC: what comes back is all that counts.
+"""A scan of every port of an address, TCP and UDP, by frames sent straight to a MAC: whatever comes back counts.
 
 nmap waits for each silent port; here everything is sent at an even pace and every frame that comes from the MAC is
 read meanwhile, so that a full scan takes seconds and no answer of any kind is missed: not a reset, not an ICMP error.

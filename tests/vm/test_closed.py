@@ -1,4 +1,4 @@
-"""Nothing but 3922 on the control interface answers: every port of every interface, before and after the first document."""
+"""Nothing but 3922 on the control interface answers: every port, before and after the first document."""
 
 from __future__ import annotations
 
