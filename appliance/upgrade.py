@@ -32,6 +32,7 @@ from appliance.settings import VARIABLE
 
 SECONDS = 60  # to confirm within
 LEAST_SECONDS, MOST_SECONDS = 10, 3600
+TOOLS = 2  # a trial is a whole agent's start: it may take as long as so many tools
 CHECK_BYTES = 1 << 30  # of address space, for the child
 RESTART_DELAY_S = 0.3  # the answer goes first
 DIFF_LINES = 400
@@ -225,7 +226,7 @@ class Upgrade:
         if release == running == self.releases.current:
             return Answer(200, {"release": release, "result": "unchanged", "previous": self.releases.previous})
         try:
-            found = self.check(self.releases.path(release), self.engine.settings.tool_seconds)
+            found = self.check(self.releases.path(release), TOOLS * self.engine.settings.tool_seconds)
         except TrialError as error:
             return self._refused(str(error), f"release {release}")
         with self.engine.lock:  # no push between the comparison and the switch
