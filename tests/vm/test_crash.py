@@ -17,7 +17,7 @@ from typing import Any
 
 from mgmt.push import PushError
 from tests.bed import CELL
-from tests.netns.calls import tcp, udp
+from tests.netns.calls import PATIENCE_S, heard, tcp
 from tests.netns.stage import DESK, L10, L20, MAIL, WEB, Stage, allow, config, exception, forward, office, static
 from tests.netns.truth import compiled, differences
 from tests.trials import trials
@@ -80,7 +80,9 @@ def test_the_plug_is_pulled_during_a_push(stage: Stage, record_figure: Record) -
             kept_new += 1
             stage.meets("desk", tcp(stage.world, L10, 1039))
         else:
-            stage.silent(tcp(stage.world, L10, 1039), udp(stage.world, L10, 1000))
+            (reply,) = heard(stage.services, [tcp(stage.world, L10, 1039)], PATIENCE_S)
+            assert reply is not None
+            assert reply.name == "refused", f"trial {number}: {reply}"
         complaints = bed.run("sh", "-c", "dmesg --level=emerg,alert,crit,err | grep -i ext4 || true")
         assert complaints == "", f"trial {number}"
         bed.generation = new["generation"]  # the number is used up, whatever became of it

@@ -33,7 +33,7 @@ Kind = Literal["pv", "pvh", "hvm"]
 Words = list[str]  # `list` is a method of the driver
 DISKS = 4  # as many appliances can be created in the life of a host
 STOP_S = 120.0
-LOGIN_SECONDS = 600.0  # the console's password is cloud-init's to set, some time after the agent is ready
+LOGIN_SECONDS = 1200.0  # the console's password is cloud-init's to set, some time after the agent is ready
 PASSWORD = "narthex"
 PASSWORD_HASH = "$6$narthex$oP0WgxzxDTCAHJQ3C1rNeEzCz1i.Pmr.x3I1VvE9jhTvsZlEAY.y6695IybglaAbtxrdgdJBbHeWHa0StO3li1"
 BOOT = {
@@ -175,7 +175,7 @@ class XenDriver:
             terminal.log_in(LOGIN_SECONDS)
             # In two parts, so that the echo of the command is not taken for its end.
             terminal.send(f"echo BEG''IN; {shlex.join(argv)}; echo E''ND $?; exit")
-            words = terminal.until("END ", max(timeout_s, 120.0)) + terminal.until("\n", 30.0)
+            words = terminal.until("END ", timeout_s + LOGIN_SECONDS) + terminal.until("\n", 30.0)
         output, _, status = words.partition("BEGIN")[2].lstrip("\r\n").rpartition("END ")
         done = subprocess.CompletedProcess(list(argv), int(status), output.replace("\r", ""), "")
         if check:
@@ -255,11 +255,11 @@ class Terminal:
         while True:
             try:
                 self.send("")
-                self.until("login: ", 20.0)
+                self.until("login: ", 60.0)
                 self.send("root")
                 self.until("assword: ", 60.0)
                 self.send(PASSWORD)
-                self.until("~# ", 45.0)
+                self.until("~# ", 60.0)
                 return
             except TimeoutError:
                 if time.monotonic() > deadline:
