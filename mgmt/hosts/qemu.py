@@ -301,7 +301,8 @@ class QemuDriver:
         accel = "tcg,thread=multi" if h.accelerator == "tcg" else h.accelerator
         argv = [
             EMULATOR, "-nodefaults", "-no-user-config", "-display", "none", "-sandbox", "on",
-            "-machine", "pc", "-accel", accel, "-cpu", "max" if h.accelerator == "tcg" else "host",
+            "-machine", "q35" if h.firmware == "uefi" else "pc",
+            "-accel", accel, "-cpu", "max" if h.accelerator == "tcg" else "host",
             "-m", str(h.memory_mib), "-smp", str(h.cpus),
             "-drive", f"file={folder}/root.qcow2,format=qcow2,if=none,id=root,cache=writeback,discard=unmap",
             "-device", "virtio-blk-pci,drive=root,bootindex=1",

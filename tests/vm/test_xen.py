@@ -6,6 +6,7 @@ xl. It is libxl's Xen, not XenServer or XCP-ng: their toolstack, blktap and netw
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,12 +20,19 @@ from mgmt.image.artifacts import VHD
 from mgmt.image.catalogue import for_tests
 from tests.vm.xen import Kind, XenDriver
 
-pytestmark = [pytest.mark.soak("image"), pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.soak("image"),
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(
+        os.environ.get("NARTHEX_TRIALS") != "full", reason="takes a quarter of an hour; ./narthex soak image runs it"
+    ),
+]
 
 SLOWER = 40.0  # than a cell; patience, not a figure: emulation inside emulation
 LEFT_OUT = {
     "stage",  # it stands already
     "cut-off",  # sees the manager cut off for two seconds, by an answer within 0.2 s: this machine is too slow for it
+    "healed",  # by a hand inside, and there is none
 }
 Record = Callable[[str, float, str], None]
 
@@ -68,15 +76,12 @@ def test_a_guest_does_what_the_demo_claims(stage: Stage, driver: XenDriver, kind
                 raise AssertionError(f"{step.name}: {error}\n{last_words(driver)}") from error
             seconds[step.name] = time.monotonic() - started
             print(f"xen {kind}: {step.name} {seconds[step.name]:.1f} s: {words}", flush=True)
-        assert XEN[kind] in driver.run(ROUTER, ["cat", "/sys/hypervisor/guest_type"]).stdout
+        assert driver.type_of(ROUTER) == kind
     finally:
         driver.destroy(ROUTER)
     record_figure("xen: dom0 boot", round(driver.host.boot_s, 1), "s")
     record_figure(f"xen {kind}: create to agent ready", round(seconds["router"], 1), "s")
     record_figure(f"xen {kind}: first document", round(seconds["push"], 1), "s")
-
-
-XEN = {"pv": "PV", "pvh": "PVH", "hvm": "HVM"}
 
 
 def last_words(driver: XenDriver) -> str:
