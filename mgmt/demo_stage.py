@@ -155,7 +155,7 @@ class Stage:
 
     def in_router(self, *argv: str) -> str:
         """Run a program in the router, by hand as it were; its output."""
-        return self.driver.run(ROUTER, argv, timeout_s=10.0 * self.where.slower).stdout
+        return str(self.driver.run(ROUTER, argv, timeout_s=10.0 * self.where.slower).stdout)
 
     def process(self) -> int:
         """The router's process on this host, 0 where it doesn't run."""
