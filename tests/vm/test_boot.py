@@ -16,6 +16,7 @@ from mgmt.seed_iso import make_iso
 from tests.bed import CELL, Bed, standing_in, wait_for
 from tests.vm.machine import BOOT_SECONDS, Booted, Vm, wait_settled
 
+pytestmark = pytest.mark.soak("image")
 NICS = {"lan": "02:00:00:00:0a:03"}
 
 

@@ -9,6 +9,7 @@ from tests.bed import CELL, CONTROL
 from tests.netns.stage import BACK, DMZ, LAN, LEFT, MACS, RIGHT, Stage
 from tests.vm.scan import scan
 
+pytestmark = pytest.mark.soak("image")
 MANAGER = "169.254.240.1"
 # link of the router: its address there once it has a document, and a neighbour's
 LINKS = {

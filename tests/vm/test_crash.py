@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mgmt.push import PushError
 from tests.bed import CELL
 from tests.netns.calls import PATIENCE_S, heard, tcp
@@ -23,6 +25,7 @@ from tests.netns.truth import compiled, differences
 from tests.trials import trials
 from tests.vm.machine import BOOT_SECONDS
 
+pytestmark = pytest.mark.soak("image")
 Json = dict[str, Any]
 Record = Callable[[str, float, str], None]
 SHARED = (allow("in", L10), forward("kept", L10, 80, WEB), office(dhcp={"enabled": True}, dns=True))

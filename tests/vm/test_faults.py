@@ -17,6 +17,7 @@ from tests.netns.calls import PATIENCE_S, heard, tcp, udp
 from tests.netns.flows import Flow, Stream
 from tests.netns.stage import L10, WEB, WORLD, Stage, allow, config, forward, office
 
+pytestmark = pytest.mark.soak("image")
 Record = Callable[[str, float, str], None]
 OBJECTS = (allow("in", L10), forward("kept", L10, 80, WEB), office(dhcp={"enabled": True}, dns=True))
 BACK_S = 60.0  # emulated; the watchdog's 15 s are in it

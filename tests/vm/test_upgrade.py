@@ -20,7 +20,7 @@ from tests.netns.flows import Stream
 from tests.netns.stage import L10, WEB, WORLD, Stage, allow, forward
 from tests.releases import CRASH, HANG, in_the_agent, variant
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.soak("image")]
 Record = Callable[[str, float, str], None]
 RATE = 100  # datagrams and segments a second: an emulated router forwards them all
 PATIENCE_S = 240.0
