@@ -67,6 +67,7 @@ def bring_up(machine: Machine) -> None:
                 "attach what ./narthex seed makes as a CD-ROM"
             )
     keep(machine, before, after)
+    name_machine(machine, after.name)
     open_way_in(machine, after)
 
 
@@ -115,6 +116,12 @@ def keep(machine: Machine, before: Kept | None, after: Kept) -> None:
     write_files(machine.root + ETC, {name: text.encode() for name, text in after.files.items()})
     kept = json.dumps({"format": FORMAT, "seed": vars(after)}, indent=1) + "\n"
     write_files(machine.root + ETC, {"seed.json": kept.encode()})
+
+
+def name_machine(machine: Machine, name: str) -> None:
+    """Its name, before a log or a login prompt shows another; cloud-init writes /etc/hostname later."""
+    with suppress(OSError), open(f"{machine.root}/proc/sys/kernel/hostname", "w") as file:
+        file.write(f"{name}\n")
 
 
 def set_state_aside(machine: Machine, before: Kept) -> None:

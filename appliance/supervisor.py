@@ -392,10 +392,11 @@ def _listen(path: str) -> _socket.socket:
     listener.setblocking(False)
     old = os.umask(0o177)
     try:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
     finally:
         os.umask(old)
     listener.listen(CLIENTS)
+    os.rename(f"{path}.new", path)  # who finds the socket is answered: between bind and listen it would be refused
     return listener
 
 

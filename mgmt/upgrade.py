@@ -54,15 +54,23 @@ def upgrade(
             return Upgraded(bundle.id, version["previous"], False)
         thin = bundle.pack(thin=True)
         say(f"sending {bundle.id}, {len(thin) / 2**20:.1f} MiB: without the wheels that an image has")
-        started, answer = time.monotonic(), appliance.put_release(thin, allow_change, seconds)
+        started, answer = time.monotonic(), _sent(appliance, thin, allow_change, seconds)
         if answer.status == 422 and _MISSING in str(answer.body):
             whole = bundle.pack()
             say(f"it lacks some; sending all, {len(whole) / 2**20:.1f} MiB")
-            answer = appliance.put_release(whole, allow_change, seconds)
+            answer = _sent(appliance, whole, allow_change, seconds)
     else:
         say(f"sending {len(bundle) / 2**20:.1f} MiB")
-        started, answer = time.monotonic(), appliance.put_release(bundle, allow_change, seconds)
+        started, answer = time.monotonic(), _sent(appliance, bundle, allow_change, seconds)
     return _followed(appliance, answer, was_healthy, started, say)
+
+
+def _sent(appliance: Appliance, bundle: bytes, allow_change: bool, seconds: int) -> Answer:
+    try:
+        return appliance.put_release(bundle, allow_change, seconds)
+    except PushError as error:
+        words = f"the push was not answered: {error}{_now(appliance)}; what is on trial goes back by itself"
+        raise UpgradeError(words) from None
 
 
 def give_back(appliance: Appliance, say: Say = lambda _: None) -> Upgraded:
@@ -93,7 +101,11 @@ def _followed(appliance: Appliance, answer: Answer, was_healthy: bool, started: 
     switched = time.monotonic()
     _wait(appliance, release, told["seconds"], say)
     away = time.monotonic() - switched
-    health = appliance.health()
+    try:
+        health = appliance.health()
+    except PushError as error:
+        words = f"{release} ran, and does not tell its health: {error}"
+        raise UpgradeError(f"{words}; it is not confirmed, and goes back by itself{_now(appliance)}") from None
     if health.status != 200 and was_healthy:
         say(f"it is not healthy: {health.body.get('broken') or health.body}")
         raise UpgradeError(f"{release} runs and is not healthy; it is not confirmed, and goes back by itself", health)

@@ -50,6 +50,7 @@ def test_first_boot(stage: Stage) -> None:
         'add rule inet narthex input iifname "eth0" icmp type echo-request accept\n'
     ]
     assert (stage.root / "run/narthex/sshd.env").read_text() == "CONTROL=169.254.2.10\n"
+    assert (stage.root / "proc/sys/kernel/hostname").read_text() == "r-1\n"
     assert stage.ran[-1][0][0] == "nft"
     assert [argv[0] for argv, _ in stage.ran[:2]] == ["mount", "umount"]
     assert "ro,nodev,nosuid,noexec" in stage.ran[0][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,8 +84,8 @@ def _appliance(monkeypatch: pytest.MonkeyPatch) -> FakeAppliance:
     fake = FakeAppliance()
     now = [0.0]
     monkeypatch.setattr(mgmt.cli_target, "reach", lambda *ways: fake)
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(room.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(room, "time", clock)
     return fake
 
 
@@ -177,6 +178,25 @@ def test_nothing_answers_any_more(appliance: FakeAppliance, file: str) -> None:
     result = run("upgrade", "--bundle", file)
     assert result.exit_code == 5
     assert f"{NEW} does not answer: the agent did not answer; see its console" in result.output
+
+
+def test_the_push_is_not_answered(appliance: FakeAppliance, file: str) -> None:
+    appliance.script["put"] = [None]
+    result = run("upgrade", "--bundle", file)
+    assert result.exit_code == 5
+    said = " ".join(result.output.split())
+    assert f"the push was not answered: the agent did not answer; {OLD} runs; what is on trial goes back" in said
+
+
+def test_it_dies_before_it_tells_its_health(appliance: FakeAppliance, file: str) -> None:
+    appliance.script["version"] = [(200, version()), (200, version(NEW, trial=ON_TRIAL)), (200, version())]
+    appliance.script["health"] = [(200, HEALTHY), None]
+    result = run("upgrade", "--bundle", file)
+    assert result.exit_code == 5
+    said = " ".join(result.output.split())
+    assert f"{NEW} ran, and does not tell its health: the agent did not answer" in said
+    assert f"goes back by itself; {OLD} runs" in said
+    assert "confirm" not in appliance.names()
 
 
 def test_confirmed_too_late(appliance: FakeAppliance, file: str) -> None:

@@ -1,7 +1,8 @@
 """Xen for real: the image as a guest of Debian's Xen, from its VHD and a config drive, does what the demo claims.
 
-Xen 4.20 and a Debian 13 dom0 run in QEMU's emulation, one after the other are PV, PVH and HVM guests started there by
-xl. It is libxl's Xen, not XenServer or XCP-ng: their toolstack, blktap and networking are not seen here.
+Xen 4.20 and a Debian 13 dom0 run in QEMU's emulation; one after the other a PV and a PVH guest are started there by
+xl. HVM is left out: emulated devices inside an emulation are too slow. It is libxl's Xen, not XenServer or XCP-ng:
+their toolstack, blktap and networking are not seen here.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def stage_fixture() -> Iterator[Stage]:
         yield stage
 
 
-@pytest.mark.parametrize("kind", ["pv", "pvh", "hvm"])
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
 def test_a_guest_does_what_the_demo_claims(stage: Stage, driver: XenDriver, kind: Kind, record_figure: Record) -> None:
     driver.kind = kind
     story = Story(stage)
