@@ -42,9 +42,9 @@ class Body:
                 taken.set()
                 done.wait()
 
-        holder = threading.Thread(target=hold)
+        holder = threading.Thread(target=hold, daemon=True)
         holder.start()
-        taken.wait()
+        assert taken.wait(5), "nobody else gets the lock"
         try:
             yield
         finally:
@@ -112,7 +112,7 @@ def test_an_engine_that_is_busy(body: Body) -> None:
 
 def test_it_gives_the_lock_back(body: Body) -> None:
     assert body.heart.trouble() == ""
-    with body.busy():  # which would hang
+    with body.busy():  # which needs it
         pass
 
 

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.soak("image")
 Json = dict[str, Any]
 Record = Callable[[str, float, str], None]
 SHARED = (allow("in", L10), forward("kept", L10, 80, WEB), office(dhcp={"enabled": True}, dns=True))
-OLD = (*SHARED, forward("a", L10, 81, WEB), static("a", L20, MAIL))
-NEW = (*SHARED, *(forward(f"b-{n}", L10, 1000 + n, DESK) for n in range(40)), exception("b", "office", "tcp", 25))
+OLD = (*SHARED, forward("a", L10, 81, WEB, 80), static("a", L20, MAIL))
+NEW = (*SHARED, *(forward(f"b-{n}", L10, 1000 + n, DESK, 80) for n in range(40)), exception("b", "office", "tcp", 25))
 
 
 def test_the_plug_is_pulled_during_a_push(stage: Stage, record_figure: Record) -> None:

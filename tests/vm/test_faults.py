@@ -98,7 +98,7 @@ def test_a_full_disk(stage: Stage, flows: list[Flow]) -> None:
         wait_for(
             lambda: "full" in json.dumps(stage.bed.appliance.health().body), BACK_S, "health says nothing of the disk"
         )
-        document = stage.bed.document(config(*OBJECTS, forward("more", L10, 81, WEB)))
+        document = stage.bed.document(config(*OBJECTS, forward("more", L10, 81, WEB, 80)))
         answer = stage.bed.appliance.put(json.dumps(document).encode())
         assert answer.status >= 400, answer.body
         assert "space" in json.dumps(answer.body).lower() or "full" in json.dumps(answer.body).lower(), answer.body
@@ -107,7 +107,7 @@ def test_a_full_disk(stage: Stage, flows: list[Flow]) -> None:
         nobody(stage, 81)
     finally:
         stage.bed.run("rm", "-f", "/filler", "/filler2", "/var/log/filler")
-    stage.push(*OBJECTS, forward("more", L10, 81, WEB))
+    stage.push(*OBJECTS, forward("more", L10, 81, WEB, 80))
     stage.meets("web", tcp(stage.world, L10, 81))
     assert stream.lost() == 0
 
@@ -130,7 +130,7 @@ def test_a_clock_that_is_wrong_by_years(stage: Stage, flows: list[Flow]) -> None
     now = int(stage.bed.run("date", "+%s"))
     try:
         stage.bed.run("date", "-s", "2003-04-05 06:07:08")
-        stage.push(*OBJECTS, forward("past", L10, 82, WEB))
+        stage.push(*OBJECTS, forward("past", L10, 82, WEB, 80))
         stage.meets("web", tcp(stage.world, L10, 82))
         wait_for(
             lambda: "clock" in json.dumps(stage.bed.appliance.health().body), BACK_S, "health says nothing of the clock"
