@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -46,6 +47,7 @@ def image() -> None:
 @_failing
 def build(accelerator: str | None, fresh: bool, output: Path | None) -> None:
     """Build the image of this tree, or find it in the cache."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends, too
     found, made = catalogue.built(accelerator or "", fresh)
     print_line("built " if made else "in the cache: ", (found.name, GOOD), f", {found.folder}")
     print_table(["artifact", "MiB>"], [(name, f"{size / 2**20:.1f}") for name, size in found.sizes.items()])

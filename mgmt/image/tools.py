@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mgmt.terminal import QUIET, print_line
@@ -51,20 +52,34 @@ class Workshop:
             log.write(f"\n$ {' '.join(map(str, argv))}\n".encode())
             log.flush()
             start = log.tell()
+            process = subprocess.Popen(
+                [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                env=environment, cwd=folder or self.folder, start_new_session=True,
+            )  # fmt: skip
             try:
-                done = subprocess.run(
-                    [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                    env=environment, timeout=seconds, check=False, cwd=folder or self.folder,
-                )  # fmt: skip
+                out, _ = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
+                _end_group(process)
                 raise ImageError(f"{name} did not end within {seconds:g} s; its words: {self.log}") from None
+            except BaseException:  # interrupted: no machine of a build goes on by itself
+                _end_group(process)
+                raise
             log.seek(0, os.SEEK_END)
-            log.write(done.stdout)
-        if done.returncode:
+            log.write(out)
+        if process.returncode:
             said = self.log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
             words = "\n  ".join(said[-LAST_WORDS:])
-            raise ImageError(f"{name} ended in {done.returncode}:\n  {words}\n  The whole log: {self.log}")
-        return done.stdout.decode(errors="replace")
+            raise ImageError(f"{name} ended in {process.returncode}:\n  {words}\n  The whole log: {self.log}")
+        return out.decode(errors="replace")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """A tool with all that it has started: Packer has a machine of its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10.0)
 
 
 @contextmanager
