@@ -94,7 +94,15 @@ class Stage:
         self.later: list[tuple[float, Any]] = []  # (when, what is done then)
         self.media: dict[str, dict[str, bytes]] = {}
         self.machine = Machine(str(root), self._run, lambda: self.clock, self._sleep)
-        for folder in ("sys/class/block", "sys/class/net/lo", "sys/class/tty/console", "dev", "etc", "run", "proc/sys/kernel"):
+        for folder in (
+            "sys/class/block",
+            "sys/class/net/lo",
+            "sys/class/tty/console",
+            "dev",
+            "etc",
+            "run",
+            "proc/sys/kernel",
+        ):
             (root / folder).mkdir(parents=True)
         (root / "sys/class/tty/console/active").write_text("tty0 ttyS0\n")
         for console in ("tty0", "ttyS0"):
