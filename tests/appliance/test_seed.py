@@ -41,8 +41,8 @@ def test_first_boot(stage: Stage) -> None:
         assert path.read_text() == entry["content"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stage.commands("ip") == [
-        "link set dev eth0 mtu 1400 up\n"
         "address replace 169.254.2.10/24 dev eth0\n"
+        "link set dev eth0 mtu 1400 up\n"
         "route replace 0.0.0.0/0 via 169.254.2.1 dev eth0\n"
     ]
     assert stage.commands("nft") == [
@@ -85,7 +85,7 @@ def test_config_drive(stage: Stage) -> None:
 def test_without_a_network_config_the_settings_are_enough(stage: Stage) -> None:
     stage.insert(seeds.seed(network_config=None))
     assert boot(stage.machine) == 0
-    assert stage.commands("ip") == ["link set dev eth0 up\naddress replace 169.254.2.10/24 dev eth0\n"]
+    assert stage.commands("ip") == ["address replace 169.254.2.10/24 dev eth0\nlink set dev eth0 up\n"]
 
 
 @pytest.mark.parametrize(
