@@ -12,8 +12,8 @@ from werkzeug.exceptions import HTTPException
 
 from appliance.diagnostics import DiagnosticsError, diagnose
 from appliance.document import VERSION as DOCUMENT_VERSION
-from appliance.document import DocumentError, parse
-from appliance.engine import Answer, Engine
+from appliance.document import DocumentError, check_size, parse
+from appliance.engine import Answer, Engine, refusal
 from appliance.metrics import Metrics, resident
 from appliance.plan import diff, lines
 from appliance.upgrade import Upgrade
@@ -28,18 +28,22 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
     def connection() -> str:
         return str(request.environ.get("narthex.connection", ""))
 
+    def document() -> bytes:
+        check_size(request.content_length or 0)  # before it is in memory: the server takes what a release may have
+        return request.get_data(cache=False)
+
     def pushed(push: Callable[[], Answer]) -> Response:
         with engine.lock:
             return _json(upgrade.blocks() or push())
 
     @app.put("/v1/config")
     def put_config() -> Response:
-        body = request.get_data(cache=False)
+        body = document()
         return pushed(lambda: engine.put(body, connection()))
 
     @app.patch("/v1/config")
     def patch_config() -> Response:
-        body = request.get_data(cache=False)
+        body = document()
         return pushed(lambda: engine.patch(body, connection()))
 
     @app.get("/v1/config")
@@ -50,7 +54,7 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
 
     @app.post("/v1/plan")
     def post_plan() -> Response:
-        return _json(engine.plan(request.get_data(cache=False)))
+        return _json(engine.plan(document()))
 
     @app.post("/v1/config/<int:number>/confirm")
     def confirm(number: int) -> Response:
@@ -108,7 +112,7 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
     @app.post("/v1/diagnostics")
     def diagnostics() -> Response:
         try:
-            return _json(Answer(200, diagnose(engine.host, parse(request.get_data(cache=False)))))
+            return _json(Answer(200, diagnose(engine.host, parse(document()))))
         except (DiagnosticsError, DocumentError) as error:
             return _json(Answer(422, {"error": str(error)}))
 
@@ -122,6 +126,10 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:
         return _json(Answer(error.code or 500, {"error": f"{request.method} {request.path}: {error.name.lower()}"}))
+
+    @app.errorhandler(DocumentError)
+    def refused(error: DocumentError) -> Response:
+        return _json(refusal(error))
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:

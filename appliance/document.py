@@ -104,8 +104,7 @@ M = TypeVar("M", bound=BaseModel)
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`, lifted to the present version. Raises DocumentError with line and column."""
-    if len(body) > MAX_BYTES:
-        raise DocumentError([Problem("", f"the body is {len(body)} bytes; the limit is {MAX_BYTES}")])
+    check_size(len(body))
     try:
         raw: Any = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -118,6 +117,12 @@ def parse(body: bytes) -> dict[str, Any]:
         lifted = UPGRADES[version](lifted)
         version += 1
     return lifted
+
+
+def check_size(size: int) -> None:
+    """Raises DocumentError for a body that is too large to be read at all."""
+    if size > MAX_BYTES:
+        raise DocumentError([Problem("", f"the body is {size} bytes; the limit is {MAX_BYTES}")])
 
 
 def validate(model: type[M], raw: object, prefix: str = "") -> M:

@@ -259,7 +259,7 @@ class Engine:
             except Refused as refused:
                 return refused.answer
             except DocumentError as error:
-                return _problems(error.problems)
+                return refusal(error)
             except HostError as error:
                 return _untouched(error)
             return Answer(
@@ -287,7 +287,7 @@ class Engine:
             except Refused as refused:
                 answer = refused.answer
             except DocumentError as error:
-                answer = _problems(error.problems)
+                answer = refusal(error)
             except HostError as error:  # before the first step: what comes after it answers for itself
                 answer = _untouched(error)
             seconds = self.host.monotonic() - started
@@ -714,8 +714,9 @@ class Engine:
 _CHANGE = {"version": 1, "role": "router", "base": 0, "generation": 1}
 
 
-def _problems(problems: tuple[Problem, ...]) -> Answer:
-    told = [{"path": p.path, "message": p.message} for p in problems[:1000]]
+def refusal(error: DocumentError) -> Answer:
+    """Of a document, with at most 1000 of its problems."""
+    told = [{"path": p.path, "message": p.message} for p in error.problems[:1000]]
     return Answer(422, {"error": "the document is refused; nothing was touched", "problems": told})
 
 

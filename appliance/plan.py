@@ -7,7 +7,6 @@ it changes.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from hashlib import sha256
 from typing import Any, Literal, TypeVar
 
 from appliance import ruleset as nftext
+from appliance.difference import difference
 from appliance.state import (
     Address,
     File,
@@ -315,7 +315,7 @@ def _targets(ruleset: Ruleset, verdict: str) -> set[tuple[str, tuple[str, ...]]]
 def diff(before: State, after: State) -> str:
     """A unified diff of two States as text; secret files by digest only."""
     a, b = (list(lines(s)) for s in (before, after))
-    return "\n".join(difflib.unified_diff(a, b, "before", "after", n=1, lineterm=""))
+    return "\n".join(difference(a, b, "before", "after"))
 
 
 def lines(state: State) -> Iterator[str]:

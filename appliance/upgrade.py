@@ -10,20 +10,22 @@ kept. The seed's release is confirmed by the agent itself, as soon as it is read
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import resource
+import selectors
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from appliance.bundle import BUNDLE_BYTES, ReleaseError
+from appliance.difference import difference
 from appliance.engine import Answer, Engine
 from appliance.log import Log
 from appliance.plan import lines
@@ -32,8 +34,10 @@ from appliance.settings import VARIABLE
 
 SECONDS = 60  # to confirm within
 LEAST_SECONDS, MOST_SECONDS = 10, 3600
-TOOLS = 2  # a trial is a whole agent's start: it may take as long as so many tools
+TOOLS, CHECK_S = 2, 60.0  # a trial is a whole agent's start: it may take as long as so many tools, and never less
 CHECK_BYTES = 1 << 30  # of address space, for the child
+SAID_BYTES = 32 << 20  # by the child, which this process has to hear: 10,000 of each object are 3 MB
+WORDS_BYTES = 4000  # of its last words
 RESTART_DELAY_S = 0.3  # the answer goes first
 DIFF_LINES = 400
 REFUSED = "/run/narthex/refused"  # why the seed's bundle was not taken (seed.py)
@@ -63,31 +67,63 @@ def check(path: str, seconds: float) -> dict[str, Any]:
         )  # fmt: skip
     except OSError as error:
         raise TrialError(f"{sys.executable} cannot be started: {error.strerror}") from None
+    out, err = bytearray(), bytearray()
     with child:
         for bound in _BOUNDS:
             with suppress(OSError):  # it has ended already, or our own confinement forbids it
                 bound(child.pid)
         try:
-            out, err = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise TrialError(f"it did not end within {seconds:g} s, and was ended") from None
+            trouble = _listen(child, seconds, out, err)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-    return _read(child.returncode, out, err.decode(errors="replace").strip())
+    words = err.decode(errors="replace").strip()
+    if trouble:
+        raise TrialError(_with_last(trouble, words))
+    return _read(child.returncode, bytes(out), words)
+
+
+def _listen(child: subprocess.Popen[bytes], seconds: float, out: bytearray, err: bytearray) -> str:
+    """Hear it until it ends: its answer to `out`, its last words to `err`. What was wrong, if it did not end by itself.
+
+    Whatever it says, this process does not grow by more than SAID_BYTES: it is the router's, and goes on.
+    """
+    deadline, said = time.monotonic() + seconds, 0
+    with selectors.DefaultSelector() as pipes:
+        for pipe, into in ((child.stdout, out), (child.stderr, err)):
+            assert pipe is not None
+            pipes.register(pipe, selectors.EVENT_READ, into)
+        while pipes.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in pipes.select(left):
+                if not (some := os.read(key.fd, 1 << 16)):
+                    pipes.unregister(key.fileobj)
+                said += len(some)
+                key.data.extend(some)
+            del err[:-WORDS_BYTES]
+            if said > SAID_BYTES:
+                return f"it says more than {SAID_BYTES >> 20} MiB, and was ended"
+    try:
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {seconds:g} s, and was ended"
+    return ""
 
 
 def _read(status: int, out: bytes, words: str) -> dict[str, Any]:
     try:
         told = json.loads(out)
         if status == 0:
-            return {"version": told["version"], "generation": int(told["generation"]), "lines": list(told["lines"])}
+            lines_made = [str(line) for line in told["lines"]]
+            return {"version": told["version"], "generation": int(told["generation"]), "lines": lines_made}
         said = str(told["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         said = ""
     ended = f"was killed by signal {-status}; is there memory for it?" if status < 0 else f"ended in {status}"
-    last = "\n".join(words.splitlines()[-20:])[-4000:]
-    raise TrialError("\n".join(part for part in (said or f"its trial {ended}", last) if part))
+    raise TrialError(_with_last(said or f"its trial {ended}", words))
+
+
+def _with_last(trouble: str, words: str) -> str:
+    return "\n".join((trouble, *words.splitlines()[-20:]))
 
 
 class Upgrade:
@@ -226,7 +262,8 @@ class Upgrade:
         if release == running == self.releases.current:
             return Answer(200, {"release": release, "result": "unchanged", "previous": self.releases.previous})
         try:
-            found = self.check(self.releases.path(release), TOOLS * self.engine.settings.tool_seconds)
+            seconds_to_try = max(CHECK_S, TOOLS * self.engine.settings.tool_seconds)
+            found = self.check(self.releases.path(release), seconds_to_try)
         except TrialError as error:
             return self._refused(str(error), f"release {release}")
         with self.engine.lock:  # no push between the comparison and the switch
@@ -250,7 +287,7 @@ class Upgrade:
         ours, theirs = list(lines(self.engine.current.state)), found["lines"]
         if is_change_allowed or ours == theirs:
             return None
-        changed = list(difflib.unified_diff(ours, theirs, "running", release, n=1, lineterm=""))
+        changed = list(difference(ours, theirs, "running", release))
         if len(changed) > DIFF_LINES:
             changed = [*changed[:DIFF_LINES], f"... and {len(changed) - DIFF_LINES} lines more"]
         answer = self._conflict(f"release {release} makes another machine of generation {number}; allow the change")

@@ -51,6 +51,17 @@ def test_patch_plan_rollback(rig: Rig, client: FlaskClient) -> None:
     assert client.post("/v1/rollback/77").status_code == 404
 
 
+def test_what_is_too_large_is_not_read(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.document.MAX_BYTES", 10)
+    monkeypatch.setattr("flask.Request.get_data", lambda self, **options: pytest.fail("it was read"))
+    for ask, path in ((client.put, "config"), (client.patch, "config"), (client.post, "plan")):
+        answer = ask(f"/v1/{path}", data=b"x" * 11)
+        (problem,) = answer.get_json()["problems"]
+        assert (answer.status_code, problem["message"]) == (422, "the body is 11 bytes; the limit is 10")
+    answer = client.post("/v1/diagnostics", data=b"x" * 11)
+    assert (answer.status_code, answer.get_json()["error"]) == (422, ": the body is 11 bytes; the limit is 10")
+
+
 def test_reading(rig: Rig, client: FlaskClient) -> None:
     rig.patch(put_in("notes", id="hello", text="HELLO"))
     config = client.get("/v1/config").get_json()

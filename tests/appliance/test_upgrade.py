@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Machine:
         self.rig.settle(BASE)
         self.found: dict[str, Any] | TrialError | None = None
         self.tried: list[str] = []
+        self.given_s = 0.0
         self.restarts: list[Callable[[], None]] = []
         self.ran: list[tuple[str, ...]] = []
         self.status = 0
@@ -58,6 +60,7 @@ class Machine:
 
     def _check(self, path: str, seconds: float) -> dict[str, Any]:
         self.tried.append(path)
+        self.given_s = seconds
         if isinstance(self.found, TrialError):
             raise self.found
         current = self.rig.engine.current
@@ -137,6 +140,13 @@ def test_one_that_does_not_work_is_refused(machine: Machine, words: str, said: s
     status, text = told(machine.put())
     assert (status, said in text, f"release {NEW_ID}: " in text) == (422, True, True)
     assert (machine.releases.current, machine.releases.trial, machine.restarts) == (OLD_ID, None, [])
+
+
+@pytest.mark.parametrize(("tool_s", "given_s"), [(1.0, 60.0), (30.0, 60.0), (100.0, 200.0)])
+def test_a_trial_may_take_two_tools_time_and_a_minute_at_least(machine: Machine, tool_s: float, given_s: float) -> None:
+    machine.rig.engine.settings = replace(machine.rig.settings, tool_seconds=tool_s)
+    machine.put()
+    assert machine.given_s == given_s
 
 
 def test_a_broken_bundle_is_refused(machine: Machine) -> None:
@@ -291,6 +301,7 @@ def test_a_disk_that_fails_at_the_start_ends_no_agent(machine: Machine, monkeypa
         (0, b"", "", "its trial ended in 0"),
         (0, b'{"version": "1"}', "", "its trial ended in 0"),
         (0, b"[]", "", "its trial ended in 0"),
+        (0, b"[" * 100_000, "", "its trial ended in 0"),
         (3, b'{"version": "1", "generation": 1, "lines": []}', "", "its trial ended in 3"),
     ],
 )

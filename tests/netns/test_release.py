@@ -40,6 +40,11 @@ def compile(config, facts):
 """
 
 
+HANG_WITH_WORDS = f"import sys\nprint('waiting for Godot', file=sys.stderr, flush=True)\n{HANG}"
+HANG_DEAF = f"import os\nos.closerange(0, 10)\n{HANG}"
+FLOOD = "import os\nwhile True:\n    os.write({}, b'x' * 65536)"
+
+
 @pytest.fixture(scope="module", name="made")
 def _made() -> Bundle:
     """This tree's agent for this Python, whose third-party packages the cell has of its host."""
@@ -80,15 +85,19 @@ def test_this_trees_release_makes_what_the_agent_has_made(bed: Bed, made: Bundle
         ("appliance/engine.py", CRASH, "RuntimeError: broken on purpose"),
         ("router/role.py", "import nowhere", "No module named 'nowhere'"),
         ("appliance/api.py", "def broken(:", "SyntaxError: invalid syntax"),
-        ("appliance/plan.py", HANG, "it did not end within 3 s, and was ended"),
+        ("appliance/plan.py", HANG, "it did not end within 6 s, and was ended"),
         ("appliance/plan.py", "import os\nos._exit(0)", "its trial ended in 0"),
         ("appliance/plan.py", "import os\nos.abort()", "was killed by signal 6"),
+        ("appliance/plan.py", HANG_WITH_WORDS, "it did not end within 6 s, and was ended\nwaiting for Godot"),
+        ("appliance/plan.py", HANG_DEAF, "it did not end within 6 s, and was ended"),
+        ("appliance/plan.py", FLOOD.format(1), "it says more than 32 MiB, and was ended"),
+        ("appliance/plan.py", FLOOD.format(2), "it says more than 32 MiB, and was ended\nxxx"),
         ("appliance/plan.py", "eaten = bytearray(4 << 30)", "MemoryError"),
         ("router/role.py", "def compile(config, facts):\n    return config.nothing", "has no attribute 'nothing'"),
     ],
 )
 def test_one_that_does_not_work_says_why(bed: Bed, made: Bundle, path: str, text: str, words: str) -> None:
-    told = tried(bed, variant(made, path, text, PYTHON), 3.0 if text == HANG else 60.0)
+    told = tried(bed, variant(made, path, text, PYTHON), 6.0 if HANG in text else 60.0)
     assert words in told["trial"], told
 
 
