@@ -17,7 +17,7 @@ from contextlib import suppress
 from appliance.engine import Engine
 from appliance.log import Log
 
-LOOP_S = 5.0  # the server's loop turns at least once a second
+LOOP_S = 60.0  # the loop turns once a second, but a large document on a slow machine may keep it waiting
 LOCK_S = 120.0  # longer than any push
 
 

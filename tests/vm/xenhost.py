@@ -108,7 +108,10 @@ class XenHost:
         transport = self._shell.get_transport() if self._shell else None
         if transport is None or not transport.is_active():
             raise DriverError(f"dom0: not reached for {what}; its console: {self.console}")
-        return transport.open_session(timeout=30.0)
+        try:
+            return transport.open_session(timeout=30.0)
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise DriverError(f"dom0: does not answer to {what}: {error!r}; its console: {self.console}") from error
 
     def _wait(self, deadline: float) -> None:
         while True:
