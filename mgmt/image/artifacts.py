@@ -52,7 +52,9 @@ def make_artifacts(
         (out / PACKAGES).write_text(shop.run(["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "-W", query]))
         (out / SBOM).write_text(bill_of_materials(shop, tree, wheels, identity, epoch))
     with step("artifacts: qcow2"):
-        shop.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", disk, out / QCOW2])
+        shop.run(
+            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", disk, out / QCOW2]
+        )
     with step("artifacts: VHD"):
         options = "subformat=dynamic,force_size=on"
         shop.run(["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", options, disk, out / VHD])

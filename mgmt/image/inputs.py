@@ -12,9 +12,9 @@ from pathlib import Path
 from mgmt.image.tools import HOUSE
 
 # The agent's programs that belong to the image and not to a release: they outlive a broken one.
-PROGRAMS = ("__init__", "bundle", "durable", "release", "seed", "seeddisk", "seedtext", "settings")
+PROGRAMS = ("__init__", "boot", "bundle", "durable", "release", "seed", "seeddisk", "seedtext", "settings")
 # What of this program's code decides about the content of an image.
-_RECIPE = ("mgmt/image/base.py", "mgmt/image/build.py", "mgmt/image/provision.py")
+_RECIPE = ("mgmt/image/artifacts.py", "mgmt/image/base.py", "mgmt/image/build.py", "mgmt/image/provision.py")
 
 
 def system_files() -> Iterator[Path]:

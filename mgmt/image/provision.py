@@ -23,9 +23,10 @@ def make_provision(path: Path, bundle: bytes, epoch: int) -> None:
             _add(tar, HOUSE / "appliance" / f"{program}.py", f"tree/{FIXED}/{program}.py", epoch)
         for kind, folder in (("unit", "system"), ("generator", "system-generators")):
             for masked in _masked(kind):
-                link = tarfile.TarInfo(f"tree/etc/systemd/{folder}/{masked}")
-                link.type, link.linkname, link.mtime = tarfile.SYMTYPE, "/dev/null", epoch
-                tar.addfile(link)
+                # An empty file masks as a link to /dev/null does, and `systemctl preset-all` leaves an instance's alone.
+                empty = tarfile.TarInfo(f"tree/etc/systemd/{folder}/{masked}")
+                empty.mtime = epoch
+                tar.addfile(empty)
         info = tarfile.TarInfo("agent.bundle")
         info.size, info.mtime = len(bundle), epoch
         tar.addfile(info, io.BytesIO(bundle))
