@@ -23,7 +23,7 @@ def make_provision(path: Path, bundle: bytes, epoch: int) -> None:
             _add(tar, HOUSE / "appliance" / f"{program}.py", f"tree/{FIXED}/{program}.py", epoch)
         for kind, folder in (("unit", "system"), ("generator", "system-generators")):
             for masked in _masked(kind):
-                # An empty file masks as a link to /dev/null does, and `systemctl preset-all` leaves an instance's alone.
+                # It masks as a link to /dev/null does, but `systemctl preset-all` leaves it alone in an instance too.
                 empty = tarfile.TarInfo(f"tree/etc/systemd/{folder}/{masked}")
                 empty.mtime = epoch
                 tar.addfile(empty)

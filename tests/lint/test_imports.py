@@ -85,7 +85,7 @@ RULES = (
             for door in (
                 *("host", "nft", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wire", "rtnl", "arp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
-                *("supervisor", "process", "join", "notify"),
+                *("supervisor", "process", "join", "notify", "boot"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),
             )
         )
