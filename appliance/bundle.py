@@ -113,8 +113,8 @@ def _copy(file: IO[bytes], path: Path, digest: str) -> None:
         raise ReleaseError(f"{path.name}: its sha256 is not the one of release.json; {_MAKE}")
 
 
-def unpack_wheel(wheel: Path, folder: Path, compile: bool) -> None:
-    """Unpack a wheel into `folder`, as pip would, byte code too with `compile`. Raises ReleaseError, or OSError."""
+def unpack_wheel(wheel: Path, folder: Path) -> None:
+    """Unpack a wheel into `folder`, as pip would. Raises ReleaseError, or OSError."""
     import zipfile
 
     from installer import install  # nothing else of release.py needs Debian's package
@@ -123,7 +123,6 @@ def unpack_wheel(wheel: Path, folder: Path, compile: bool) -> None:
 
     schemes = {name: str(folder) for name in ("purelib", "platlib")}
     schemes |= {name: str(folder / f".{name}") for name in ("headers", "scripts", "data")}
-    levels = (0,) if compile else ()
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = archive.infolist()
@@ -132,7 +131,7 @@ def unpack_wheel(wheel: Path, folder: Path, compile: bool) -> None:
                 raise ReleaseError(f"{wheel.name}: {strange[0][:80]!r}: a path that leaves the wheel; {_MAKE}")
             if sum(m.file_size for m in members) > WHEEL_BYTES:
                 raise ReleaseError(f"{wheel.name}: larger than {WHEEL_BYTES >> 20} MiB when unpacked")
-            target = SchemeDictionaryDestination(schemes, sys.executable, "posix", bytecode_optimization_levels=levels)
+            target = SchemeDictionaryDestination(schemes, sys.executable, "posix")
             install(source=WheelFile(archive), destination=target, additional_metadata={"INSTALLER": b"narthex"})
     except (ReleaseError, OSError):
         raise

@@ -12,7 +12,7 @@ This file belongs to the image and not to a release, so that it works whatever a
 /usr/lib/narthex too, needs only the standard library, bundle.py and durable.py, and is run by systemd and by the seed.
 Its own files are read by releases that know them otherwise: what a file says may grow, and nothing of it may change.
 
-    python3 -P -s -m appliance.release install [--current] [--compile] BUNDLE
+    python3 -P -s -m appliance.release install [--current] BUNDLE
                                        return [--release ID] [WHY] | boot | ended
 """
 
@@ -137,7 +137,7 @@ class Releases:
 
     # --- installing
 
-    def install(self, bundle: IO[bytes], compile: bool = False) -> str:
+    def install(self, bundle: IO[bytes]) -> str:
         """Unpack a bundle beside what is there; its id. Raises ReleaseError with everything as it was."""
         with self._locked():
             try:
@@ -147,7 +147,7 @@ class Releases:
                 try:
                     release = read_bundle(bundle, scratch, lambda w: (self.root / "wheels" / wheel_folder(w)).is_dir())
                     for wheel in release["wheels"]:
-                        self._install_wheel(wheel, scratch, compile)
+                        self._install_wheel(wheel, scratch)
                     self._install_release(release)
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
@@ -166,13 +166,13 @@ class Releases:
             else:
                 left.unlink(missing_ok=True)
 
-    def _install_wheel(self, wheel: Mapping[str, str], scratch: Path, compile: bool) -> None:
+    def _install_wheel(self, wheel: Mapping[str, str], scratch: Path) -> None:
         folder = self.root / "wheels" / wheel_folder(wheel)
         if folder.is_dir():
             return
         new = folder.with_name(f".{folder.name}")
         new.mkdir(parents=True)
-        unpack_wheel(scratch / wheel["file"], new, compile)
+        unpack_wheel(scratch / wheel["file"], new)
         sync_tree(new)
         new.rename(folder)
         sync(folder.parent)
@@ -348,12 +348,12 @@ class Releases:
 
     # --- from the image and from the seed
 
-    def offer(self, bundle: IO[bytes], compile: bool = False) -> str:
+    def offer(self, bundle: IO[bytes]) -> str:
         """Install a bundle and make it current: the image's first as it is, the seed's on trial until its agent is
         ready. Raises ReleaseError, for one that was taken back before, too."""
         with self._locked():
             self.at_boot()
-            release = self.install(bundle, compile)
+            release = self.install(bundle)
             if not self.current:
                 write(self.root / "image.json", json.dumps({"release": release}))
                 self.switch(release)
@@ -376,7 +376,6 @@ def main(argv: Sequence[str], run: Run = _run) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     install = verbs.add_parser("install")
     install.add_argument("--current", action="store_true")
-    install.add_argument("--compile", action="store_true")
     install.add_argument("bundle", type=Path)
     back = verbs.add_parser("return")
     back.add_argument("--release", default="")
@@ -396,7 +395,7 @@ def _do(releases: Releases, given: Any) -> None:
     if given.verb == "install":
         with given.bundle.open("rb") as bundle:
             install = releases.offer if given.current else releases.install
-            print(install(bundle, given.compile))
+            print(install(bundle))
         return
     if given.verb == "return":
         gone = releases.take_back(given.why, given.release)

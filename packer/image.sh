@@ -22,8 +22,10 @@ systemctl preset-all
 systemctl set-default multi-user.target
 
 say "agent"
-PYTHONPATH=/usr/lib/narthex python3 -P -m appliance.release install --compile --current /run/provision/agent.bundle
-python3 -m compileall -q /usr/lib/narthex
+PYTHONPATH=/usr/lib/narthex python3 -P -m appliance.release install --current /run/provision/agent.bundle
+# Byte code holds its source's date: the same in every build, as the bundle's is.
+find /opt/narthex /usr/lib/narthex -exec touch --no-dereference --reference=/run/provision/agent.bundle {} +
+python3 -m compileall -q /opt/narthex/wheels /usr/lib/narthex
 
 say "accounts"
 # No password for anyone; `*`, since sshd without PAM takes `!` for a locked account, keys or not.
@@ -44,6 +46,9 @@ rm -rf /etc/ssh/sshd_config.d /boot/grub/grubenv
 : >/etc/machine-id # empty: each machine gets its own, and is no first boot that would enable units anew
 : >/etc/hostname
 find /var/log -mindepth 1 -delete || true
+rm -f /etc/.updated /var/.updated # they hold the date of /usr
+touch --reference=/run/provision/agent.bundle /usr
+/usr/lib/systemd/systemd-update-done
 sync
 fstrim -a || true
 say "sealed"

@@ -101,11 +101,6 @@ def test_what_is_here_may_be_left_out(house: Appliance) -> None:
         house.releases.install(bundle(NEW, other, without=[other[0]]))
 
 
-def test_compiled_for_the_image(house: Appliance) -> None:
-    house.releases.install(bundle(NEW, LIB), compile=True)
-    assert list(Path(house.releases.path(NEW_ID).split(":")[0]).rglob("*.pyc"))
-
-
 def _link(name: str, to: str, kind: bytes) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, to

@@ -54,6 +54,8 @@ class Stream:
         self.flow = Flow(call)
         self.is_tcp = call.protocol == "tcp"
         self.sent = self._bytes = 0
+        # A full segment of TCP: smaller ones are merged when they are sent again, and then no longer counted one by one.
+        self._size = self.flow.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) if self.is_tcp else 8
         self._pause = 1.0 / rate
         self._ends = threading.Event()
         self.flow.socket.settimeout(0.05)
@@ -65,11 +67,15 @@ class Stream:
 
     def _send(self) -> None:
         due = time.monotonic()
+        rest = b""
         while not self._ends.is_set():
+            rest = rest or b"%07d\n" % self.sent + bytes(self._size - 8)
             try:
-                self.flow.socket.send(b"%07d\n" % self.sent)
+                rest = rest[self.flow.socket.send(rest) :]
             except TimeoutError:
                 continue  # too much is under way: on a busy machine an emulated router stands still at times
+            if rest:
+                continue
             self.sent += 1
             due += self._pause
             time.sleep(max(0.0, due - time.monotonic()))
@@ -85,7 +91,7 @@ class Stream:
 
     @property
     def got(self) -> int:
-        return self._bytes // 8
+        return self._bytes // self._size
 
     def _is_done(self) -> bool:
         return not self._sender.is_alive() and self.got >= self.sent
