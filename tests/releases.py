@@ -12,7 +12,7 @@ from mgmt.bundle import Bundle, describe
 CRASH = "raise RuntimeError('broken on purpose')"
 HANG = "import time\ntime.sleep(3600)"
 # For code that is to do it in the agent alone: the child that tries a release first is another program.
-IN_THE_AGENT = "import sys\nif sys.argv[0].endswith('appliance/__main__.py'):\n"
+IN_THE_AGENT = "import sys\nif sys.argv[0].endswith(('appliance/__main__.py', 'appliance/boot.py')):\n"
 
 
 def variant(made: Bundle, path: str, text: str, python: str = "") -> Bundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,13 +20,7 @@ from tests.netns.flows import Stream
 from tests.netns.stage import L10, WEB, WORLD, Stage, allow, forward
 from tests.releases import CRASH, HANG, in_the_agent, variant
 
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.soak("image"),
-    pytest.mark.skipif(
-        os.environ.get("NARTHEX_TRIALS") != "full", reason="a quarter of an hour of restarts: ./narthex soak image"
-    ),
-]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.soak("image")]
 Record = Callable[[str, float, str], None]
 RATE = 100  # datagrams and segments a second: an emulated router forwards them all
 PATIENCE_S = 240.0
