@@ -54,7 +54,7 @@ class Stream:
         self.flow = Flow(call)
         self.is_tcp = call.protocol == "tcp"
         self.sent = self._bytes = 0
-        # A full segment of TCP: smaller ones are merged when they are sent again, and then no longer counted one by one.
+        # TCP: full segments. Smaller ones are merged when they are sent again, and then not counted one by one.
         self._size = self.flow.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) if self.is_tcp else 8
         self._pause = 1.0 / rate
         self._ends = threading.Event()
