@@ -2,7 +2,7 @@
 remedy.
 
 The models have judged each field by itself. Here objects meet: topology.py (interfaces, networks, routes),
-claims.py (forwards, static NATs, firewall, egress), residents.py (hosts, records). A document without
+claims.py (forwards, static NATs, firewall, egress, ACLs), residents.py (hosts, records). A document without
 problems compiles, and the result is a ruleset that the kernel takes: whatever could make an overlap or a
 duplicate there is refused here.
 
@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 
 from appliance.state import Facts, Problem, Touched
 from router.claims import (
+    acl_problems,
     clash_problems,
     egress_problems,
     firewall_problems,
     forward_problems,
     static_nat_problems,
 )
-from router.config import Config, Firewall, Forward, Host
+from router.config import Acl, Config, Firewall, Forward, Host
 from router.residents import host_problems, record_problems, twin_problems
 from router.topology import (
     Ground,
@@ -35,9 +36,10 @@ from router.topology import (
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
-_LOCAL = frozenset({"forwards", "firewall", "hosts"})
+_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts"})
 _COLLECTIONS = (
-    "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "routes", "hosts", "records",
+    "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "acls", "routes", "hosts",
+    "records",
 )  # fmt: skip
 
 
@@ -64,6 +66,8 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from firewall_problems(rule, ground)
     for exception in config.egress:
         yield from egress_problems(exception, ground)
+    for acl in config.acls:
+        yield from acl_problems(acl)
     for host in config.hosts:
         yield from host_problems(host, ground)
     yield from twin_problems(config.hosts)
@@ -100,11 +104,14 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
     """What a change made wrong in a document that was sound; None where the whole must be checked."""
     if len(touched) > MOST_TOUCHED or any(t.collection not in _LOCAL for t in touched):
         return None
+    if any(t.collection == "acls" and t.after is None for t in touched):
+        return None  # who names it must be asked
     ground = survey(config)
     after = [t.after for t in touched]
     return [
         *_revised_forwards(config, [f for f in after if isinstance(f, Forward)], ground),
         *(p for rule in after if isinstance(rule, Firewall) for p in firewall_problems(rule, ground)),
+        *(p for acl in after if isinstance(acl, Acl) for p in acl_problems(acl)),
         *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
     ]
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 
 from appliance.state import Problem
 from appliance.values import bounds, is_v6
-from router.config import Config, EgressRule, Firewall, Forward, StaticNat
+from router.config import Acl, AclItem, Config, EgressRule, Firewall, Forward, StaticNat
 from router.gate import distinct
 from router.topology import Ground, listed, v4_problems
 
@@ -138,7 +138,7 @@ def firewall_problems(rule: Firewall, ground: Ground) -> Iterator[Problem]:
         yield from ground.not_public(f"config.firewall[{rule.id}].address", rule.address)
     if rule.sources:
         yield from v4_problems(f"config.firewall[{rule.id}].sources", rule.sources)
-    yield from _protocol_problems(rule, "firewall")
+    yield from _protocol_problems(rule, f"config.firewall[{rule.id}]")
 
 
 def egress_problems(rule: EgressRule, ground: Ground) -> Iterator[Problem]:
@@ -147,20 +147,36 @@ def egress_problems(rule: EgressRule, ground: Ground) -> Iterator[Problem]:
     if rule.network not in ground.lots:
         known = listed(ground.lots) or "none"
         yield Problem(f"{path}.network", f"there is no network {rule.network}; the networks are: {known}")
+    elif ground.lots[rule.network].network.acl is not None:
+        told = f"the ACL of network {rule.network} judges what leaves it; write this as an item of its egress list"
+        yield Problem(f"{path}.network", told)
     yield from v4_problems(f"{path}.sources", rule.sources)
     yield from v4_problems(f"{path}.destinations", rule.destinations)
-    yield from _protocol_problems(rule, "egress")
+    yield from _protocol_problems(rule, path)
 
 
-def _protocol_problems(rule: Firewall | EgressRule, collection: str) -> Iterator[Problem]:
+def acl_problems(acl: Acl) -> Iterator[Problem]:
+    """One ACL: the items of its lists."""
+    for side, items in (("ingress", acl.ingress), ("egress", acl.egress)):
+        seen: set[str] = set()
+        for item in items:
+            path = f"config.acls[{acl.id}].{side}[{item.id}]"
+            if item.id in seen:
+                yield Problem(f"{path}.id", f"there are two items of this id in {side}; give each its own")
+            seen.add(item.id)
+            yield from v4_problems(f"{path}.cidrs", item.cidrs)
+            yield from _protocol_problems(item, path)
+
+
+def _protocol_problems(rule: Firewall | EgressRule | AclItem, path: str) -> Iterator[Problem]:
     protocol = rule.protocol
     if rule.ports is not None and protocol not in ("tcp", "udp"):
         named = {6: "; write tcp for 6", 17: "; write udp for 17"}.get(protocol if isinstance(protocol, int) else 0, "")
         told = f"ports go with tcp and udp, not with {protocol}{named or '; remove them'}"
-        yield Problem(f"config.{collection}[{rule.id}].ports", told)
+        yield Problem(f"{path}.ports", told)
     if rule.icmp_type is not None and protocol != "icmp":
         told = f"icmp_type goes with protocol icmp, not with {protocol}; remove it"
-        yield Problem(f"config.{collection}[{rule.id}].icmp_type", told)
+        yield Problem(f"{path}.icmp_type", told)
     if rule.icmp_code is not None and (protocol != "icmp" or rule.icmp_type is None):
         told = "a code needs protocol icmp and an icmp_type; add the type, or remove the code"
-        yield Problem(f"config.{collection}[{rule.id}].icmp_code", told)
+        yield Problem(f"{path}.icmp_code", told)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
+from router.acl import compile_acl, revise_acls
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
@@ -22,13 +23,14 @@ from router.routing import compile_routing
 from router.senders import compile_senders
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
-_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "hosts"})
+_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts"})
 _PARTS = (
     compile_links,
     compile_routing,
     compile_senders,
     compile_firewall,
     compile_egress,
+    compile_acl,
     compile_nat,
     compile_dhcp,
     compile_dns,
@@ -56,6 +58,8 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         ruleset = revise_firewall(ruleset, config, found)
     if found := by_collection.get("egress"):
         ruleset = revise_egress(ruleset, config, found)
+    if found := by_collection.get("acls"):
+        ruleset = revise_acls(ruleset, config, found)
     files: tuple[File, ...] | None = state.files
     if found := by_collection.get("hosts"):
         files = revise_dhcp(state.files, config, found, facts)

@@ -29,7 +29,11 @@ class Ports(Model):
 
 
 class Interface(Model):
-    """A network interface, named by its MAC. The first of `addresses` is its own; a public one has a `gateway`."""
+    """A network interface, named by its MAC. The first of `addresses` is its own; a public one has a `gateway`.
+
+    Of a private one (a private gateway): `acl` guards what is behind it, as a network's does; with `source_nat` guests
+    leave by it with its own address.
+    """
 
     id: Identifier
     mac: Mac
@@ -38,6 +42,8 @@ class Interface(Model):
     gateway: Address | None = None
     gateway6: Address | None = None
     mtu: Mtu = 1500
+    acl: Identifier | None = None
+    source_nat: bool = False
 
 
 class Egress(Model):
@@ -84,8 +90,9 @@ class Dhcp(Model):
 class Network(Model):
     """A guest network behind one interface. `cidr` is the subnet of one of the interface's addresses.
 
-    `source_nat` is the public address its guests go out by, None for no translation. `upstream` are the name servers
-    asked for what we don't know ourselves.
+    A network with an `acl` is a tier of a VPC: the ACL judges what goes in and out, and takes the place of `egress`;
+    tiers reach each other where both ACLs allow it. `source_nat` is the public address its guests go out by, None for
+    no translation. `upstream` are the name servers asked for what we don't know ourselves.
     """
 
     id: Identifier
@@ -93,6 +100,7 @@ class Network(Model):
     cidr: Cidr
     domain: Hostname | None = None
     source_nat: Address | None = None
+    acl: Identifier | None = None
     egress: Egress = Egress()
     dhcp: Dhcp = Dhcp()
     dns: bool = True
@@ -152,6 +160,31 @@ class EgressRule(Model):
     destinations: tuple[Cidr, ...] = ()
 
 
+class AclItem(Model):
+    """One item of an ACL: what it names is allowed or denied. `cidrs` are the far end: of ingress the sources, of
+    egress the destinations (empty: everyone). `ports` are the destination's."""
+
+    id: Identifier
+    action: Literal["allow", "deny"]
+    protocol: Protocol
+    ports: Ports | None = None
+    icmp_type: Annotated[int, Field(ge=0, le=255)] | None = None
+    icmp_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    cidrs: tuple[Cidr, ...] = ()
+
+
+class Acl(Model):
+    """Two ordered lists for the networks and private interfaces that name it: the first item that fits decides, and
+    where none does, the default. `ingress` judges new flows into such a place from anywhere else, by where they lead
+    after translation; `egress` those out of it. Guests of one network do not pass the router to reach each other."""
+
+    id: Identifier
+    ingress: tuple[AclItem, ...] = ()
+    egress: tuple[AclItem, ...] = ()
+    ingress_default: Literal["allow", "deny"] = "deny"
+    egress_default: Literal["allow", "deny"] = "allow"
+
+
 class StaticRoute(Model):
     """A route of the router itself. The interface is the one in whose subnet `via` lies."""
 
@@ -189,8 +222,8 @@ class Record(Model):
 
 
 class Config(Model):
-    """A router. Every object has an id, unique in its collection. Order means nothing, but for one thing: the first
-    public interface is the way out of whoever has no other."""
+    """A router. Every object has an id, unique in its collection. Order means nothing, but for two things: the first
+    public interface is the way out of whoever has no other, and an ACL's items are asked in their order."""
 
     interfaces: tuple[Interface, ...]
     networks: tuple[Network, ...] = ()
@@ -198,6 +231,7 @@ class Config(Model):
     static_nats: tuple[StaticNat, ...] = ()
     firewall: tuple[Firewall, ...] = ()
     egress: tuple[EgressRule, ...] = ()
+    acls: tuple[Acl, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
     hosts: tuple[Host, ...] = ()
     records: tuple[Record, ...] = ()

@@ -4,8 +4,8 @@ address.
     m_egress              the network's cidr -> its chain; a source in no network meets the policy, drop
     egress_<network>      a source that came in by another link: drop
                           m_egress_<network>: protocol . port -> the exception's verdict, or a chain that asks
-                          on the exceptions that are no elements: icmp, whole protocols, wide ranges the
-                          network's default
+                          on the exceptions that are no elements: icmp, whole protocols, wide ranges
+                          the network's default; of a tier that is allow, for its ACL has judged (acl.py)
 
 An exception's verdict is the opposite of the default, so their order means nothing.
 """
@@ -142,7 +142,8 @@ def _rules(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -
     for rule in wide:
         yield _wide(network, rule)
     default = ACCEPT if network.egress.default == "allow" else DROP
-    yield FilterRule((), default, f"by default {network.egress.default}", network.id, counter=default is DROP)
+    why = "its ACL has judged" if network.acl else f"by default {network.egress.default}"
+    yield FilterRule((), default, why, network.id, counter=default is DROP)
 
 
 def _by_port(network: Network, ports: NftSet) -> Iterator[FilterRule]:

@@ -2,7 +2,7 @@
 
     ingress    prerouting mangle: senders.py, the mark of the flow's uplink, the firewall of the public address
     input      what is for the router itself (README.md, 8)
-    forward    translated packets, and guests outwards (egress.py)
+    forward    what ACLs let pass (acl.py) of translated packets, guests outwards (egress.py), and tiers
     reroute    output: the router's own packets take their flow's uplink
 
 The firewall judges a packet before its translation, by the address and port it was sent to, so that it says
@@ -40,6 +40,7 @@ from appliance.state import (
     VerdictMap,
 )
 from appliance.values import bounds, dotted, number
+from router.acl import between, judges
 from router.config import Config, Firewall, Interface, Network
 from router.gate import (
     FLAT_CIDRS,
@@ -90,7 +91,7 @@ def compile_firewall(config: Config, facts: Facts) -> State:
             (
                 Chain("ingress", _ingress_rules(), Hook("filter", "prerouting", -150)),
                 Chain("input", _input_rules(config, facts), Hook("filter", "input", 0, "drop")),
-                Chain("forward", _forward_rules(), Hook("filter", "forward", 0, "drop")),
+                Chain("forward", _forward_rules(config), Hook("filter", "forward", 0, "drop")),
                 Chain("reroute", _reroute_rules(), Hook("route", "output", -150)),
                 _public(s.name for s in inward),
                 *(found.chain for found in screens),
@@ -325,11 +326,13 @@ def _services(network: Network) -> Iterator[str]:
 # --- forward ------------------------------------------------------------------------------------------------
 
 
-def _forward_rules() -> tuple[FilterRule, ...]:
+def _forward_rules(config: Config) -> tuple[FilterRule, ...]:
     outwards = Match(("oifname",), set="s_outside")
     return (
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow"),
+        *judges(config),
         FilterRule((Match(("ct status",), ("dnat",)),), ACCEPT, "translated: the firewall has judged it"),
         FilterRule((outwards,), VerdictMap(("ip saddr",), "m_egress"), "guests outwards"),
+        *between(config),
     )

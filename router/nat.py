@@ -10,7 +10,7 @@
     srcnat               postrouting, nat 100
         m_hairpin        a translated packet that leaves by the link it came by -> the router's address there
         m_static_nat_out guest -> address
-        m_source_nat_<uplink>  network -> the public address of whoever leaves by that uplink
+        m_source_nat_<interface>  network -> the address of whoever leaves by that uplink or private gateway
 
 A forward never opens anything: chain `forward` (firewall.py) accepts what was translated, and only after the
 firewall of the public address took it. A range is one element where the ports stay, because one key of an
@@ -39,7 +39,7 @@ from appliance.state import (
     Touched,
     VerdictMap,
 )
-from router.config import Config, Forward, StaticNat
+from router.config import Config, Forward, Interface, StaticNat
 from router.gate import (
     EVERYONE,
     EXACT_PORTS,
@@ -55,7 +55,7 @@ from router.gate import (
     owner_of,
     rewritten,
 )
-from router.links import link_names, own_addresses
+from router.links import link_name, link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
 
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
@@ -78,7 +78,8 @@ def compile_nat(config: Config, facts: Facts) -> State:
     """The chains of destination and source NAT, with their maps."""
     known = uplinks(config, facts)
     forwards, screens = _forwards(config.forwards)
-    sources = _source_nats(config, known)
+    gateways = [i for i in config.interfaces if i.use == "private" and i.source_nat]
+    sources = (*_source_nats(config, known), *(_gateway_nat(config, i) for i in gateways))
     sets = [*forwards, *_static_nats(config, known), _hairpin(config, facts), *sources]
     sets += [s for found in screens for s in found.sets]
     return State(
@@ -86,7 +87,7 @@ def compile_nat(config: Config, facts: Facts) -> State:
             {s.name: s for s in sets},
             (
                 *_in_chains(s.name for s in forwards),
-                Chain("srcnat", _out_rules(known), Hook("nat", "postrouting", 100)),
+                Chain("srcnat", _out_rules(known, gateways, facts), Hook("nat", "postrouting", 100)),
                 *(found.chain for found in screens),
             ),
         )
@@ -114,19 +115,21 @@ def _in_rules(lengths: Iterable[int]) -> tuple[FilterRule, ...]:
     )
 
 
-def _out_rules(known: tuple[Uplink, ...]) -> tuple[FilterRule, ...]:
+def _out_rules(known: tuple[Uplink, ...], gateways: Iterable[Interface], facts: Facts) -> tuple[FilterRule, ...]:
     outwards = Match(("oifname",), set="s_uplink")
+    ways = [(u.link, u.interface) for u in sorted(known, key=lambda u: u.mark)]
+    ways += [(link_name(i, facts), i) for i in sorted(gateways, key=lambda i: i.id)]
     return (
         FilterRule((_TRANSLATED,), Nat("snat", ("iifname", "oifname"), "m_hairpin"), "back by the link it came by"),
         FilterRule((outwards,), Nat("snat", ("ip saddr",), "m_static_nat_out"), "static NAT out"),
         *(
             FilterRule(
-                (Match(("oifname",), (u.link,)),),
-                Nat("snat", ("ip saddr",), _source_nat_map(u)),
+                (Match(("oifname",), (link,)),),
+                Nat("snat", ("ip saddr",), _source_nat_map(way)),
                 "source NAT",
-                u.interface.id,
+                way.id,
             )
-            for u in sorted(known, key=lambda u: u.mark)
+            for link, way in ways
         ),
     )
 
@@ -284,8 +287,8 @@ def revise_static_nats(ruleset: Ruleset, config: Config, touched: Sequence[Touch
     return amended(ruleset, edits)
 
 
-def _source_nat_map(uplink: Uplink) -> str:
-    return f"m_source_nat_{uplink.interface.id}"
+def _source_nat_map(way: Interface) -> str:
+    return f"m_source_nat_{way.id}"
 
 
 def _source_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
@@ -294,7 +297,14 @@ def _source_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
     owners = {n.cidr: n.id for n in networks}
     for uplink in known:
         elements = {n.cidr: n.source_nat if n.source_nat in uplink.addresses else uplink.addresses[0] for n in networks}
-        yield NftSet(_source_nat_map(uplink), "ipv4_addr", "ipv4_addr", True, elements, owners)
+        yield NftSet(_source_nat_map(uplink.interface), "ipv4_addr", "ipv4_addr", True, elements, owners)
+
+
+def _gateway_nat(config: Config, gateway: Interface) -> NftSet:
+    """Every network's guests become the private gateway when they leave by it."""
+    elements = {n.cidr: own_addresses(gateway)[0] for n in config.networks}
+    owners = {n.cidr: n.id for n in config.networks}
+    return NftSet(_source_nat_map(gateway), "ipv4_addr", "ipv4_addr", True, elements, owners)
 
 
 def _hairpin(config: Config, facts: Facts) -> NftSet:

@@ -9,8 +9,9 @@ this page against each other. To learn what the product does, read `verdict` and
             │    └─ translated   ── rules 3, 4: to the new destination and nowhere else; hairpin
             ── from_router       ── rule 5: its own packets are translated alike and never judged
             ── to_router         ── rule 8: what each side may ask of the router itself
-            └─ onwards           ── rules 6, 7: only a guest goes out, under its network's egress
+            └─ onwards           ── rules 6, 7: guests go out, tiers go to tiers
                  └─ sent_from    ── rule 6: source NAT
+    what another sends on: acls_of, refusal ── rule 10: the ACL of where it comes from, and of where it goes
     every way out: way_out, uplink_of  ── rule 9
 
 Rule 1 (what follows in a flow follows its first packet) is the kernel's connection tracking: here is only which way an
@@ -20,9 +21,10 @@ Rule 1 (what follows in a flow follows its first packet) is the kernel's connect
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from appliance.values import bounds, contains, number, subnet
-from router.config import Config, EgressRule, Firewall, Forward, Interface, Network, Ports, StaticNat
+from router.config import Acl, AclItem, Config, EgressRule, Firewall, Forward, Interface, Network, Ports, StaticNat
 from router.packet import NUMBERS, Outcome, Packet, Verdict
 
 # ICMP messages that ask for an answer: echo, timestamp, information, address mask (RFC 792, 950). No other starts a
@@ -145,6 +147,9 @@ def translated(
     out = way_out(config, by.target, uplink_of(config, packet, came_by))
     if out is None:
         return dropped(packet, f"there is no way to {by.target}", *let_in, by.id)
+    sent = replace(packet, destination=by.target, destination_port=port)
+    if came_by and (refused := refusal(config, sent, came_by, out)):
+        return dropped(packet, refused[0], *let_in, by.id, *refused[1:])
     source, why = packet.source, f"translated to {by.target}"
     if came_by is out:
         source, why = first_address(out), f"{why}, and back by the interface it came in by"
@@ -173,13 +178,25 @@ def from_router(config: Config, packet: Packet) -> Outcome:
 
 
 def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
-    """Untranslated, to somewhere else: that is for guests on their way out, if their network's egress allows."""
+    """Untranslated, to somewhere else: for guests on their way out, and for whoever goes to a tier."""
     out = way_out(config, packet.destination, uplink_of(config, packet, came_by))
     if out is None:
         return dropped(packet, f"there is no way to {packet.destination}")
+    if refused := refusal(config, packet, came_by, out):
+        return dropped(packet, *refused)
     network = network_of(config, came_by, packet.source)
-    if network is None or out.use not in ("public", "private"):
-        return dropped(packet, f"nothing goes untranslated from {came_by.id} to {out.id}", came_by.id)
+    if network and out.use in ("public", "private"):
+        return outwards(config, packet, network, out)
+    there = network_of(config, out, packet.destination)
+    if there and there.acl and ((network and network.acl) or came_by.use == "private"):
+        source, by = sent_from(config, packet, out)
+        why = f"into tier {there.id}, and no ACL forbids it"
+        return forwarded(packet, out, source, packet.destination, packet.destination_port, why, there.acl, *by)
+    return dropped(packet, f"nothing goes untranslated from {came_by.id} to {out.id}", came_by.id)
+
+
+def outwards(config: Config, packet: Packet, network: Network, out: Interface) -> Outcome:
+    """From a guest network out of a public or private interface: its egress judges, or, of a tier, its ACL has."""
     exception = next((rule for rule in config.egress if is_exception(rule, network, packet)), None)
     judges = (network.id, exception.id) if exception else (network.id,)
     if (network.egress.default == "allow") == (exception is not None):
@@ -201,6 +218,8 @@ def is_exception(rule: EgressRule, network: Network, packet: Packet) -> bool:
 def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tuple[str, ...]]:
     """The source with which a packet leaves, and the object that says so. What is from no network keeps its own."""
     network = next((n for n in config.networks if contains(n.cidr, packet.source)), None)
+    if network and out.use == "private" and out.source_nat:
+        return first_address(out), (out.id,)
     if out.use != "public" or network is None:
         return packet.source, ()
     if own := static_nat_of(config, packet.source):
@@ -210,6 +229,38 @@ def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tupl
     if holder_of(config, network.source_nat) is out:
         return network.source_nat, (network.id,)
     return first_address(out), (network.id, out.id)
+
+
+# --- rule 10: ACLs ---
+
+
+def refusal(config: Config, packet: Packet, came_by: Interface, out: Interface) -> tuple[str, ...]:
+    """Why an ACL forbids a packet on its way from one place to another, and which; () where none does.
+
+    `packet` is as it goes on: to where a translation leads it.
+    """
+    leaving = acl_of(config, came_by, packet.source)
+    if leaving and not allows(leaving.egress, leaving.egress_default, packet, packet.destination):
+        return f"the egress of ACL {leaving.id} forbids it", leaving.id
+    entering = acl_of(config, out, packet.destination)
+    if entering and not allows(entering.ingress, entering.ingress_default, packet, packet.source):
+        return f"the ingress of ACL {entering.id} forbids it", entering.id
+    return ()
+
+
+def acl_of(config: Config, interface: Interface, address: str) -> Acl | None:
+    """The ACL of the place behind an interface in which an address lies."""
+    network = network_of(config, interface, address)
+    name = network.acl if network else interface.acl
+    return next((acl for acl in config.acls if acl.id == name), None)
+
+
+def allows(items: tuple[AclItem, ...], default: str, packet: Packet, far: str) -> bool:
+    """What the first item that fits says; `far` is the end of the packet that its CIDRs are about."""
+    for item in items:
+        if is_of(item, packet) and is_among(far, item.cidrs):
+            return item.action == "allow"
+    return default == "allow"
 
 
 # --- rule 8: to the router ---
@@ -345,7 +396,7 @@ def static_nat_of(config: Config, guest: str) -> StaticNat | None:
 # --- what a rule says of a packet ---
 
 
-def is_of(rule: Firewall | EgressRule, packet: Packet) -> bool:
+def is_of(rule: Firewall | EgressRule | AclItem, packet: Packet) -> bool:
     """Protocol, port as sent, type and code."""
     if rule.protocol == "any":
         return True

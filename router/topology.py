@@ -8,7 +8,7 @@ other object where there is one, and the remedy.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from appliance.state import Problem
@@ -116,8 +116,11 @@ def interface_problems(config: Config) -> Iterator[Problem]:
     if len(controls) != 1:
         told = f"has {len(controls)} ({listed(controls)})" if controls else "has none"
         yield Problem("config.interfaces", f"a router has one interface of use control; this document {told}")
+    acls = [acl.id for acl in config.acls]
     for interface in config.interfaces:
-        yield from _interface(interface, f"config.interfaces[{interface.id}]")
+        path = f"config.interfaces[{interface.id}]"
+        yield from _interface(interface, path)
+        yield from _private_gateway(interface, acls, path)
     yield from _shared_macs(config)
     yield from _shared_addresses(config)
     yield from _overlaps(config)
@@ -150,6 +153,27 @@ def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
     elif (known := subnets((interface,))) and towards(gateway, known) is None:
         told = listed(s.cidr for s in known)
         yield Problem(path, f"{gateway} is in no subnet of the interface ({told}); correct it, or the prefix lengths")
+
+
+def _private_gateway(interface: Interface, acls: Sequence[str], path: str) -> Iterator[Problem]:
+    """What only a private interface has."""
+    if interface.acl is not None:
+        yield from _known_acl(interface.acl, acls, f"{path}.acl")
+    if interface.use == "private":
+        if interface.source_nat and not own_addresses(interface):
+            told = "source NAT needs an IPv4 address to translate to; add one to addresses, or remove source_nat"
+            yield Problem(f"{path}.source_nat", told)
+        return
+    told = f"only a private interface has one, and this is of use {interface.use}"
+    if interface.acl is not None:
+        yield Problem(f"{path}.acl", f"{told}; a network names its ACL itself")
+    if interface.source_nat:
+        yield Problem(f"{path}.source_nat", f"{told}; a network names its source_nat itself")
+
+
+def _known_acl(acl: str, acls: Sequence[str], path: str) -> Iterator[Problem]:
+    if acl not in acls:
+        yield Problem(path, f"there is no ACL {acl}; those are: {listed(acls) or 'none'}")
 
 
 def _not_a_host(cidr: str) -> str:
@@ -201,8 +225,14 @@ def _overlaps(config: Config) -> Iterator[Problem]:
 def network_problems(config: Config, ground: Ground) -> Iterator[Problem]:
     """Each network by itself, then among each other."""
     interfaces = {i.id: i for i in config.interfaces}
+    acls = [acl.id for acl in config.acls]
     for network in config.networks:
         path = f"config.networks[{network.id}]"
+        if network.acl is not None:
+            yield from _known_acl(network.acl, acls, f"{path}.acl")
+            if network.egress.default == "deny":
+                told = "a network with an ACL leaves its egress to that; say deny as its egress_default"
+                yield Problem(f"{path}.egress.default", told)
         if is_v6(network.cidr):
             yield only_v4(f"{path}.cidr", network.cidr)
         else:

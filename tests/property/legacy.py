@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from appliance.values import bounds, contains, dotted, subnet
-from router.config import Config, EgressRule, Firewall, Forward, Interface, Network
+from router.config import AclItem, Config, EgressRule, Firewall, Forward, Interface, Network
 
 # src, dst, protocol, in_interface, out_interface; matches: {module: {option: value}}; target: [name, {option: value}]
 Rule = dict[str, Any]
@@ -153,6 +153,9 @@ def source_nats(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
             address = network.source_nat if out is holder else own(out)[0]
             where = {"src": network.cidr, "out_interface": names[out.id]}
             yield {**where, **snat(address)}
+    for gateway in (i for i in used(config, "private") if i.source_nat):
+        for network in config.networks:
+            yield {"src": network.cidr, "out_interface": names[gateway.id], **snat(own(gateway)[0])}
 
 
 # --- filter: what the router takes, what it forwards ---
@@ -170,7 +173,9 @@ def filtering(config: Config, names: Mapping[str, str]) -> Chains:
         "FORWARD": [
             {**state("ESTABLISHED,RELATED"), **to("ACCEPT")},
             {**state("INVALID"), **to("DROP")},
+            *guarded(config, names),
             {**state("DNAT"), **to("ACCEPT")},
+            *between_tiers(config, names),
             *(
                 {
                     "in_interface": names[network.interface],
@@ -191,7 +196,48 @@ def filtering(config: Config, names: Mapping[str, str]) -> Chains:
             *({**match, **to(else_)} for rule in rules for match in judged(rule)),
             {**to(usual)},
         ]
+    for acl in config.acls:
+        for side, items, default in (
+            ("src", acl.ingress, acl.ingress_default),
+            ("dst", acl.egress, acl.egress_default),
+        ):
+            said = {"allow": "RETURN", "deny": "DROP"}
+            chains[acl_chain(config, acl.id, side)] = [
+                *({**match, **to(said[item.action])} for item in items for match in asked_of(item, side)),
+                {**to(said[default])},
+            ]
     return chains
+
+
+def guarded(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+    """Who passes which list of which ACL: first out of places, then into them."""
+    for flow, far in (("in_interface", "dst"), ("out_interface", "src")):
+        near = "src" if far == "dst" else "dst"
+        for n in (n for n in config.networks if n.acl):
+            yield {flow: names[n.interface], near: n.cidr, **to(acl_chain(config, n.acl, far))}
+        for i in (i for i in config.interfaces if i.acl):
+            yield {flow: names[i.id], **to(acl_chain(config, i.acl, far))}
+
+
+def between_tiers(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+    tiers = [n for n in config.networks if n.acl]
+    for there in tiers:
+        into = {"out_interface": names[there.interface], "dst": there.cidr, **to("ACCEPT")}
+        for here in tiers:
+            yield {"in_interface": names[here.interface], "src": here.cidr, **into}
+        for gateway in used(config, "private"):
+            yield {"in_interface": names[gateway.id], **into}
+
+
+def acl_chain(config: Config, name: str | None, far: str) -> str:
+    """The list of an ACL that asks of that end of a packet."""
+    return f"acl_{[a.id for a in config.acls].index(str(name))}_{far}"
+
+
+def asked_of(item: AclItem, far: str) -> Iterator[Rule]:
+    for match in judged(item):
+        for cidr in item.cidrs or (ANY,):
+            yield {**match, far: cidr}
 
 
 def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
@@ -218,7 +264,7 @@ def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
 # --- pieces of rules ---
 
 
-def judged(rule: Firewall | EgressRule) -> Iterator[Rule]:
+def judged(rule: Firewall | EgressRule | AclItem) -> Iterator[Rule]:
     """The matches of a firewall or egress rule: one for each source and destination."""
     base: Rule = {}
     if rule.protocol != "any":
@@ -228,7 +274,7 @@ def judged(rule: Firewall | EgressRule) -> Iterator[Rule]:
     if rule.icmp_type is not None:
         code = "" if rule.icmp_code is None else f"/{rule.icmp_code}"
         base["matches"] = {"icmp": {"icmp-type": f"{rule.icmp_type}{code}"}}
-    for source in rule.sources or (ANY,):
+    for source in getattr(rule, "sources", ()) or (ANY,):
         for destination in getattr(rule, "destinations", ()) or (ANY,):
             # A firewall rule's destination is matched by the jump to its address's chain.
             yield {**base, "src": source, "dst": destination}

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from appliance.values import bounds, contains, dotted, number
-from router.config import Config, EgressRule, Firewall, Forward, Ports, StaticNat
+from router.config import AclItem, Config, EgressRule, Firewall, Forward, Ports, StaticNat
 from router.packet import Packet
 from tests.property.world import GUESTS
 
 Service = tuple[str | int, int, int, int]  # protocol, destination port, ICMP type and code
+Ruled = Firewall | EgressRule | AclItem
 
 # What every document has in common: addresses that are nobody's, a stranger, the world's ends.
 _WORLD = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "224.0.0.1/32", "240.0.0.0/4", "255.255.255.255/32", "8.8.8.8/32")
@@ -51,8 +52,10 @@ def axes(config: Config) -> Axes:
     cidrs += [x.target for x in config.static_nats]
     cidrs += [c for r in config.firewall for c in r.sources]
     cidrs += [c for e in config.egress for c in (*e.sources, *e.destinations)]
+    items = [item for acl in config.acls for item in (*acl.ingress, *acl.egress)]
+    cidrs += [c for item in items for c in item.cidrs]
     cidrs += [r.destination for r in config.routes]
-    ruled: list[Firewall | EgressRule] = [*config.firewall, *config.egress]
+    ruled: list[Ruled] = [*config.firewall, *config.egress, *items]
     ports = [(p, p) for p in _PORTS]
     ports += [(f.ports.first, f.ports.last) for f in config.forwards]
     ports += [(r.ports.first, r.ports.last) for r in ruled if r.ports]
@@ -125,7 +128,8 @@ class Luck:
         ]
 
     def packet(self) -> Packet:
-        how = self.luck.choices((self._aimed, self._leaving, self._asking, self._wild), (5, 2, 1, 2))[0]
+        ways = (self._aimed, self._leaving, self._asking, self._wild, self._between)
+        how = self.luck.choices(ways, (5, 2, 1, 2, 3 if self.config.acls else 0))[0]
         came_by, source, destination, service = how()
         if self.luck.random() < 0.1:
             source = self.luck.choice(self.ends)
@@ -154,6 +158,17 @@ class Luck:
         special = [target for target in targets if contains(network.cidr, target)]
         source = self.luck.choice([*special, self._source(network.interface)])
         return network.interface, source, self.luck.choice(self.strangers), self.luck.choice(self.offered)
+
+    def _between(self) -> tuple[str, str, str, Service]:
+        """From place to place, aimed at an item of an ACL."""
+        places = [i for i in self.config.interfaces if i.use in ("guest", "private")]
+        here, there = self.luck.choice(places).id, self.luck.choice(places).id
+        items = [item for acl in self.config.acls for item in (*acl.ingress, *acl.egress)]
+        if not items or self.luck.random() < 0.3:
+            return here, self._source(here), self.luck.choice(self.hosts[there]), self.luck.choice(self.offered)
+        item = self.luck.choice(items)
+        service = self._service(item.protocol, item.ports, item)
+        return here, self._source(here), self.luck.choice(self.hosts[there]), service
 
     def _asking(self) -> tuple[str, str, str, Service]:
         """At the router itself: what it might offer, at its addresses and to all."""
@@ -197,7 +212,9 @@ class Luck:
         near = {x for c in cidrs for end in bounds(c) for x in (end - 1, end, end + 1)}
         return [dotted(x) for x in sorted(near) if 0 <= x < 1 << 32] or self.ends
 
-    def _service(self, protocol: str | int, ports: Ports | None, rule: Firewall | EgressRule | None) -> Service:
+    def _service(
+        self, protocol: str | int, ports: Ports | None, rule: Firewall | EgressRule | AclItem | None
+    ) -> Service:
         if protocol == "any":
             return self.luck.choice(self.offered)
         if protocol in ("icmp", 1):

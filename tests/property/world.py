@@ -132,6 +132,9 @@ class _World:
             rules += [{**self.gated(), "address": self.luck.choice(self.publics)} for _ in range(self.some() // 2)]
         if networks:
             exceptions = [self.exception(self.luck.choice(networks)) for _ in range(self.some())]
+        acls = _named("acl", [self.acl() for _ in range(self.luck.choice((0, 0, 1, 2, 3)))])
+        if acls:
+            self.guard(acls, interfaces, networks)
         routes = [{"destination": d, "via": v} for d, v in self.luck.sample(ROUTES, self.luck.randint(0, 3))]
         return {
             "interfaces": interfaces,
@@ -140,6 +143,7 @@ class _World:
             "static_nats": _named("nat", nats),
             "firewall": _named("fw", rules),
             "egress": _named("out", exceptions),
+            "acls": acls,
             "routes": _named("way", routes),
         }
 
@@ -156,7 +160,8 @@ class _World:
         for ident in self.luck.sample(list(INSIDE), self.luck.randint(1, 3)):
             found.append(_interface(ident, "guest", list(INSIDE[ident][: self.luck.randint(1, 2)])))
         if self.luck.random() < 0.5:
-            found.append(_interface("lan", "private", ["172.16.0.2/24"]))
+            gateway = _interface("lan", "private", ["172.16.0.2/24"])
+            found.append({**gateway, "source_nat": self.luck.random() < 0.3})
         return found
 
     def networks(self, interface: Raw) -> list[Raw]:
@@ -207,6 +212,26 @@ class _World:
 
     def exception(self, network: Raw) -> Raw:
         return {**self.gated(), "network": network["id"], "destinations": self.sources()}
+
+    def guard(self, acls: list[Raw], interfaces: list[Raw], networks: list[Raw]) -> None:
+        """Most networks become tiers, a private interface too."""
+        for place in (*networks, *(i for i in interfaces if i["use"] == "private")):
+            if self.luck.random() < 0.7:
+                place["acl"] = self.luck.choice(acls)["id"]
+                if "egress" in place:
+                    place["egress"] = {}
+
+    def acl(self) -> Raw:
+        found: Raw = {"ingress_default": self.luck.choice(("allow", "deny")), "egress_default": "allow"}
+        if self.luck.random() < 0.3:
+            found["egress_default"] = "deny"
+        for side in ("ingress", "egress"):
+            items = [self.gated() for _ in range(self.some())]
+            for item in items:
+                item["cidrs"] = item.pop("sources")
+                item["action"] = self.luck.choice(("allow", "allow", "deny"))
+            found[side] = _named("item", items)
+        return found
 
     def gated(self) -> Raw:
         """What firewall and egress rules have in common."""

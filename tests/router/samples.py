@@ -147,6 +147,21 @@ def _hosts(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@st.composite
+def _acls(draw: st.DrawFn) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": f"acl-{draw(st.integers(0, 2))}"}
+    for side in ("ingress", "egress"):
+        items = draw(st.lists(_gated("item"), max_size=3, unique_by=lambda o: o["id"]))
+        found[side] = [{**item, "cidrs": item["sources"], "action": draw(_ACTIONS)} for item in items]
+        for item in found[side]:
+            del item["sources"]
+        found[f"{side}_default"] = draw(_ACTIONS)
+    return found
+
+
+_ACTIONS = st.sampled_from(["allow", "deny"])
+
+
 def _many(objects: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list[dict[str, Any]]]:
     return st.lists(objects, max_size=6, unique_by=lambda o: o["id"])
 
@@ -157,6 +172,7 @@ COLLECTIONS = {
     "egress": _egress(),
     "static_nats": _static_nats(),
     "hosts": _hosts(),
+    "acls": _acls(),
 }
 
 

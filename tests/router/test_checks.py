@@ -56,11 +56,31 @@ def out(**changes: Any) -> list[dict[str, Any]]:
     return [{"id": "out-1", "network": "web", "protocol": "tcp", **changes}]
 
 
+def acls(**changes: Any) -> list[dict[str, Any]]:
+    return [{"id": "acl-1", "ingress": [{"id": "i", "action": "allow", "protocol": "tcp", **changes}]}]
+
+
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("same id", {"hosts": [host(), host(address="10.1.1.11", mac="02:01:00:00:00:02", name="b")]},
      "hosts[vm-1].id", "own"),
     ("no control", {"interfaces": INTERFACES[1:]}, "interfaces", "none"),
     ("two controls", {"interfaces": another(use="control", addresses=["10.9.0.1/24"])}, "interfaces", "ctl, new"),
+    ("acl item twice", {"acls": [{**acls()[0], "egress": acls()[0]["ingress"] * 2}]}, "acls[acl-1].egress[i].id", "own"),
+    ("acl item with ports of icmp", {"acls": acls(protocol="icmp", ports=ports(80))},
+     "acls[acl-1].ingress[i].ports", "tcp"),
+    ("acl item v6", {"acls": acls(cidrs=["2001:db8::/32"])}, "acls[acl-1].ingress[i].cidrs", "IPv4"),
+    ("no such acl", {"networks": networks("web", acl="acl-2"), "acls": acls()}, "networks[web].acl", "acl-1"),
+    ("acl and egress", {"networks": networks("db.1", acl="acl-1"), "acls": acls()},
+     "networks[db.1].egress.default", "egress_default"),
+    ("acl and exception", {"networks": networks("web", acl="acl-1"), "acls": acls(), "egress": out()},
+     "egress[out-1].network", "egress list"),
+    ("acl of a guest interface", {"interfaces": interfaces("web", acl="acl-1"), "acls": acls()},
+     "interfaces[web].acl", "private"),
+    ("no such acl of a gateway", {"interfaces": interfaces("lan", acl="x")}, "interfaces[lan].acl", "none"),
+    ("source NAT of a guest interface", {"interfaces": interfaces("web", source_nat=True)},
+     "interfaces[web].source_nat", "private"),
+    ("source NAT to nothing", {"interfaces": interfaces("lan", source_nat=True, addresses=[])},
+     "interfaces[lan].source_nat", "add one"),
     ("same mac", {"interfaces": another(mac="02:00:00:00:00:01")}, "interfaces[new].mac", "ctl"),
     ("v6 address", {"interfaces": another(addresses=["2001:db8::1/64"])}, "interfaces[new].addresses", "IPv4"),
     ("v6 gateway", {"interfaces": interfaces("isp-a", gateway6="2001:db8::1")}, "interfaces[isp-a].gateway6", "IPv4"),

@@ -139,7 +139,7 @@ def changes(draw: st.DrawFn) -> tuple[Config, Config, tuple[Touched, ...]]:
     before = draw(configs())
     raw = before.model_dump(mode="json")
     for _ in range(draw(st.integers(1, 4))):
-        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "egress", "hosts"]))
+        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "egress", "acls", "hosts"]))
         new = draw(COLLECTIONS[name])
         kept = [o for o in raw[name] if o["id"] != new["id"]]
         raw = {**raw, name: [*kept, new] if draw(st.booleans()) else kept}
