@@ -85,7 +85,7 @@ def between(config: Config) -> tuple[FilterRule, ...]:
 
 def _named(config: Config) -> set[str]:
     """The ACLs that a network or a private interface names."""
-    return {place.acl for place in (*config.networks, *config.interfaces) if place.acl is not None}
+    return {n.acl for n in tiers(config) if n.acl} | {i.acl for i in config.interfaces if i.acl}
 
 
 def tiers(config: Config) -> list[Network]:
