@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from ipaddress import IPv6Address
 from operator import itemgetter
 from typing import Annotated, Any
 
@@ -161,6 +162,11 @@ def _networks(first: int, last: int) -> Iterator[str]:
 def dotted(number: int) -> str:
     """The text of an IPv4 address given as a number."""
     return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+def address_text(number: int, v6: bool) -> str:
+    """The canonical text of an address given as a number."""
+    return str(IPv6Address(number)) if v6 else dotted(number)
 
 
 def shortest(network: str) -> str:

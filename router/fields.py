@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from appliance.state import Field, Masked, Match, NftSet
-from appliance.values import bounds, dotted, number
+from appliance.values import address_text, bounds, dotted, number
 from router.fib import Fib
 from router.packet import NUMBERS, Packet
 
 # ICMP messages that connection tracking takes for the start of a flow (nf_conntrack_proto_icmp.c, valid_new).
 QUESTIONS = frozenset({8, 13, 15, 17})
+QUESTIONS6 = frozenset({128, 139})  # nf_conntrack_proto_icmpv6.c: echo, node information
+UNTRACKED6 = frozenset({*range(130, 138), 143})  # the same: multicast listeners, neighbour discovery
 _STATES = frozenset({"new", "established", "related", "invalid", "untracked"})
 _STATUSES = frozenset({"expected", "seen-reply", "assured", "confirmed", "snat", "dnat", "dying"})
 _NAMES = frozenset({"iifname", "oifname", "meta l4proto", "meta nfproto", "ct direction", "fib daddr type"})
-_V6 = frozenset({"ip6 saddr", "ip6 daddr", "icmpv6 type", "icmpv6 code"})
+_ADDRESSES = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
+_ICMP = frozenset({"icmp type", "icmp code", "icmpv6 type", "icmpv6 code"})
+_PROTOCOLS = {**NUMBERS, "ipv6-icmp": NUMBERS["icmpv6"]}
 
 Span = tuple[int, int]  # first and last
 
@@ -74,7 +78,8 @@ class Moment:
     def __post_init__(self) -> None:
         self.source, self.destination = number(self.packet.source), number(self.packet.destination)
         self.port = self.packet.destination_port
-        self.has_flow = self.packet.number != 1 or self.packet.icmp_type in QUESTIONS
+        questions = QUESTIONS6 if self.packet.is_v6 else QUESTIONS
+        self.has_flow = not self.packet.is_icmp or self.packet.icmp_type in questions
 
     def find(self, fields: tuple[Field, ...], name: str) -> str | None:
         """The key under which a set holds these fields of the packet, None where it does not."""
@@ -102,30 +107,34 @@ class Moment:
         """A field in the canonical text of state.NftSet; None where the packet has none."""
         packet = self.packet
         if isinstance(name, Masked):
-            return dotted((self.source if name.field == "ip saddr" else self.destination) & name.mask)
+            end = self.source if name.field == "ip saddr" else self.destination
+            return None if packet.is_v6 else dotted(end & name.mask)
         if name in ("iifname", "oifname"):
             return self.came_by if name == "iifname" else self.leaves_by
-        if name in ("ip saddr", "ip daddr"):
-            return dotted(self.source if name == "ip saddr" else self.destination)
+        if name in _ADDRESSES:
+            if name.startswith("ip6 ") is not packet.is_v6:
+                return None
+            return address_text(self.source if name.endswith("saddr") else self.destination, packet.is_v6)
         if name in ("th sport", "th dport"):
             return str(packet.source_port if name == "th sport" else self.port) if packet.has_ports else None
         if name == "meta l4proto":
-            return str(packet.protocol)
-        if name in ("icmp type", "icmp code"):
-            return str(packet.icmp_type if name == "icmp type" else packet.icmp_code) if packet.number == 1 else None
+            return "ipv6-icmp" if packet.number == NUMBERS["icmpv6"] else str(packet.protocol)
+        if name in _ICMP:
+            if packet.number != NUMBERS[name.partition(" ")[0]]:
+                return None
+            return str(packet.icmp_type if name.endswith("type") else packet.icmp_code)
         if name == "meta mark":
             return str(self.mark)
         if name == "ct state":
-            return "new" if self.has_flow else "invalid"
+            untracked = packet.is_v6 and packet.is_icmp and packet.icmp_type in UNTRACKED6
+            return "new" if self.has_flow else "untracked" if untracked else "invalid"
         if name in ("ct mark", "ct status", "ct direction"):
             flow = {"ct mark": str(self.flow_mark), "ct status": " ".join(self.translated), "ct direction": "original"}
             return flow[name] if self.has_flow else None
         if name == "meta nfproto":
-            return "ipv4"
+            return "ipv6" if packet.is_v6 else "ipv4"
         if name == "fib daddr type":
             return self.fib.kind(self.destination)
-        if name in _V6:
-            return None
         raise NotImplementedError(f"trace does not know the field {name}")
 
 
@@ -147,11 +156,11 @@ def _ordered(value: str) -> int:
         return int(value)
     if value.startswith("0x"):
         return int(value, 16)
-    if value.count(".") == 3:
+    if value.count(".") == 3 or ":" in value:
         return number(value)
-    if value not in NUMBERS:
+    if value not in _PROTOCOLS:
         raise NotImplementedError(f"trace does not know {value} in an interval")
-    return NUMBERS[value]
+    return _PROTOCOLS[value]
 
 
 def _span(text: str) -> Span:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-NUMBERS: dict[str, int] = {"icmp": 1, "tcp": 6, "udp": 17}
+NUMBERS: dict[str, int] = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 NAMES: dict[str | int, str] = {number: name for name, number in NUMBERS.items()}
 Verdict = Literal["forwarded", "local", "dropped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """An IPv4 packet without an answer yet: whoever sent it, this is the first of its flow.
+    """A packet without an answer yet: whoever sent it, this is the first of its flow.
 
-    `in_interface` is an interface's id in the document, "" for the router itself. `protocol` is tcp, udp, icmp or an IP
-    protocol's number; 1, 6 and 17 become their names. Ports are for tcp and udp, type and code (ICMP's own numbers; 8
-    asks for an echo) for icmp.
+    `in_interface` is an interface's id in the document, "" for the router itself. `protocol` is tcp, udp, icmp, icmpv6
+    or an IP protocol's number; 1, 6, 17 and 58 become their names. Ports are for tcp and udp, type and code (ICMP's own
+    numbers; 8 asks for an echo, of ICMPv6 128) for icmp and icmpv6.
     """
 
     in_interface: str
@@ -38,6 +38,15 @@ class Packet:
     def number(self) -> int:
         """The IP protocol's number."""
         return self.protocol if isinstance(self.protocol, int) else NUMBERS[self.protocol]
+
+    @property
+    def is_v6(self) -> bool:
+        return ":" in self.destination
+
+    @property
+    def is_icmp(self) -> bool:
+        """ICMP of its own family: what has a type and a code."""
+        return self.number == (58 if self.is_v6 else 1)
 
     @property
     def has_ports(self) -> bool:

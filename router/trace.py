@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.state import Chain, Facts, FilterRule, Hook, Nat, SetMark, State, Verdict, VerdictMap
-from appliance.values import dotted, number
+from appliance.values import address_text, number
 from router.fib import Fib, Way
 from router.fields import Moment, Sets
 from router.packet import Outcome, Packet
@@ -64,7 +64,7 @@ class Tracer:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.fib = Fib(state)
+        self.fib, self.fib6 = Fib(state), Fib(state, v6=True)
         self.sets = Sets(state.ruleset.sets)
         self.chains = {chain.name: chain for chain in state.ruleset.chains}
         self.ids = {link.name: link.owner or link.name for link in state.links}
@@ -91,7 +91,7 @@ class Tracer:
     def trace(self, packet: Packet) -> Trace:
         """What would happen to a new packet."""
         came_by = self.link(packet.in_interface) if packet.in_interface else ""
-        walk = _Walk(self, Moment(packet, self.fib, self.sets, came_by))
+        walk = _Walk(self, Moment(packet, self.fib6 if packet.is_v6 else self.fib, self.sets, came_by))
         outcome = walk.from_a_link() if packet.in_interface else walk.from_ourselves()
         return Trace(tuple(walk.steps), outcome)
 
@@ -145,7 +145,7 @@ class _Walk:
         decided = self.decided[-1:] if verdict == "dropped" else self.decided
         owners = tuple(dict.fromkeys(step.owner for step in decided if step.owner))
         why = "; ".join(dict.fromkeys(step.rule for step in decided if step.rule))
-        source, destination, port = dotted(now.source), dotted(now.destination), now.port
+        source, destination, port = self._text(now.source), self._text(now.destination), now.port
         if verdict == "dropped":
             source, destination, port = packet.source, packet.destination, packet.destination_port
         sport, dport = (packet.source_port, port) if packet.has_ports else (None, None)
@@ -161,12 +161,15 @@ class _Walk:
 
     def _tell_way(self, way: Way) -> None:
         if way.kind == "nowhere":
-            self._tell("route", "drop", f"there is no way to {dotted(self.now.destination)}")
+            self._tell("route", "drop", f"there is no way to {self._text(self.now.destination)}")
         elif way.kind == "unicast":
             via = f" via {way.via}" if way.via else ""
             self.steps.append(Step("route", f"out by {self._id(way.link)}{via}", way.destination, owner=way.owner))
         else:
             self.steps.append(Step("route", f"to the router ({way.kind})", way.destination, owner=way.owner))
+
+    def _text(self, address: int) -> str:
+        return address_text(address, self.now.packet.is_v6)
 
     def _id(self, link: str) -> str:
         return self.on.ids.get(link, link)
@@ -258,8 +261,10 @@ class _Walk:
         return kind, target
 
     def _nat(self, chain: str, rule: FilterRule, nat: Nat) -> tuple[str, str]:
+        if self.now.packet.is_v6 is not (nat.family == "ip6"):
+            return "", ""
         found = self._destined(rule, nat)
-        if found is None or nat.family != "ip":
+        if found is None:
             return "", ""
         to, key, owner = found
         now = self.now

@@ -62,7 +62,8 @@ def test_without_an_interface_it_is_our_own(router: tuple[State, Facts]) -> None
     [
         ({}, "dst"),
         ({"dst": "here"}, "dst"),
-        ({"dst": "2001:db8::1"}, "dst"),
+        ({"dst": "2001:db8::1"}, "no way"),
+        ({"dst": "2001:db8::1", "src": "192.0.2.1"}, "two families"),
         ({"dst": "192.0.2.1", "src": "1.2.3"}, "src"),
         ({"dst": "192.0.2.1", "dport": "65536"}, "dport"),
         ({"dst": "192.0.2.1", "proto": "ipx"}, "proto"),
