@@ -5,6 +5,10 @@ event needs. A filter in the kernel lets pass of nftables only the one message t
 transaction of 10,000 elements is one event and fills no buffer. When a buffer overflows all the same, the event
 "overrun" says: look at everything.
 
+The filter comes late: as long as anybody listens, the kernel writes a message of 8 KiB for each element of a transaction
+before it commits, all of them at once (nf_tables_api.c, nft_commit_notify): 10,000 take 80 MiB, which a small router does
+not have. So nobody listens during a large one of our own (`unheard`).
+
 Who did it: rtnetlink tells the port of the socket that asked (ours: `Netlink.port`; 0: the kernel itself), nftables the
 generation that came of it (compare `Elements.generation()`), the process id and the process's name.
 """
@@ -17,7 +21,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOBUFS
 from typing import Literal
@@ -29,7 +33,7 @@ from appliance.nftelement import generation_told
 Kind = Literal["link", "address", "route", "rule", "ruleset", "overrun"]
 
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x80  # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE
-_NFTABLES_GROUP = 1 << 7 - 1  # NFNLGRP_NFTABLES
+_NFTABLES_GROUP = 1 << 7 - 1  # NFNLGRP_NFTABLES, as bind(2) takes it
 _NEWGEN = 10 << 8 | 15
 _RTNL_KINDS: dict[int, tuple[Kind, str]] = {
     rtnl.NEWLINK: ("link", "set"),
@@ -46,6 +50,8 @@ _RECEIVE_BUFFER = 1 << 20
 _BUFFER = 65536
 _AT_ONCE = 500  # datagrams in one reading, so that a storm does not hold the reader
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 270, 1, 2
+_NFNLGRP_NFTABLES = 7
 _U32 = struct.Struct("=I")
 
 
@@ -77,6 +83,7 @@ class Events:
         self._rtnetlink = _listening(wire.ROUTE, _GROUPS)
         self._nftables = _listening(wire.NETFILTER, _NFTABLES_GROUP)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._missed = False
         self._poll = select.poll()
         for watched in (self._rtnetlink.fileno(), self._nftables.fileno(), self._wake):
             self._poll.register(watched, select.POLLIN)
@@ -91,6 +98,20 @@ class Events:
         """Let a `read` in another thread return now."""
         os.eventfd_write(self._wake, 1)
 
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """Nothing of nftables is heard meanwhile, and the kernel writes no messages about it. In any thread."""
+        self._nftables.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        try:
+            yield
+        finally:
+            self._nftables.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+
+    def miss(self) -> None:
+        """Let `read` say that something was not heard."""
+        self._missed = True
+        self.wake()
+
     def read(self, seconds: float | None = None) -> list[Event]:
         """The events that have come, as soon as there are any; none after `seconds`, or when woken."""
         ready = {fd for fd, _ in self._poll.poll(None if seconds is None else max(0, int(seconds * 1000)))}
@@ -98,6 +119,9 @@ class Events:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
         found: list[Event] = []
+        if self._missed:
+            self._missed = False
+            found.append(Event("overrun", "something changed that was not heard"))
         if self._rtnetlink.fileno() in ready:
             found += _heard(self._rtnetlink, _rtnetlink_event)
         if self._nftables.fileno() in ready:

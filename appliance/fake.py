@@ -89,6 +89,9 @@ class FakeHost:
         self.renewed.append(name)
         self.held.pop(name, None)
 
+    def hear(self, events: Any) -> None:
+        pass  # it tells nobody anything
+
     def own(self, event: Any) -> bool:
         return False
 

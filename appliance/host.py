@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from appliance import conntrack, nftelement, nftlist, probe
-from appliance.events import Event
+from appliance.events import Event, Events
 from appliance.machine import CheckError, HostError
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
@@ -50,6 +51,7 @@ from appliance.units import UnitError, UnitRunner, definition
 from appliance.vitals import Trouble, Vitals
 
 BLOCK = 4096  # of a disk: what the smallest file takes
+LARGE = 16384  # characters of nft text: some hundred elements
 
 
 class LinuxHost:
@@ -62,6 +64,7 @@ class LinuxHost:
         self.netlink = netlink or Netlink()
         self.nft = Nft(self.run, settings.tool_seconds)
         self._fingerprint = ""
+        self._ears: Events | None = None
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._loaded = Path(settings.run_dir) / "loaded"
@@ -205,13 +208,21 @@ class LinuxHost:
         elif isinstance(part, Lost):
             conntrack.end_flows(*part.flows)
 
+    def hear(self, events: Events) -> None:
+        """Whose ears are to be covered while a large transaction is made."""
+        self._ears = events
+
     def _apply(self, text: str) -> None:
         """One nft transaction; its generation is remembered as ours where no other came between."""
+        ears = self._ears if len(text) > LARGE else None
         before = nftelement.generation()
-        self.nft.apply(text)
-        after = nftelement.generation()
+        with ears.unheard() if ears else nullcontext():
+            self.nft.apply(text)
+        after = nftelement.generation()  # read when the ears are open again, so that nothing falls between
         if after == before + 1:
             self._own.append(after)
+        elif ears:
+            ears.miss()
 
     def _address(self, step: Step, part: Address, gone: bool) -> None:
         if gone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from appliance.events import Event
+from appliance.events import Event, Events
 from appliance.plan import Step
 from appliance.state import Facts, State
 from appliance.vitals import Trouble
@@ -67,6 +67,9 @@ class Host(Protocol):
 
     def renew(self, name: str) -> None:
         """Start a boot unit anew."""
+
+    def hear(self, events: Events) -> None:
+        """Whose ears are to be covered while a large transaction is made."""
 
     def own(self, event: Event) -> bool:
         """Did we cause this event ourselves?"""

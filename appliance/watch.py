@@ -39,6 +39,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         if self.events is None:
             self.events = Events()
+        self.engine.host.hear(self.events)
         next_look = self.engine.host.monotonic() + self.seconds
         while not self._stop.is_set():
             self._give_back()

@@ -2,8 +2,9 @@
 
 For trace.py. Linux 6.1 and later (net/ipv4/route.c, fib_frontend.c, fib_rules.c; net/ipv6/route.c), in one family: the
 rules by priority, the kernel's own three among them (0 local, 32766 main, 32767 default); in a table the longest
-prefix, then the lowest metric; a result that `suppress` rules out sends the search on. The table `local` is made of the addresses: each is
-local, the last of each subnet is broadcast. An address that is `connected` puts its subnet into `main`.
+prefix, then the lowest metric; a result that `suppress` rules out sends the search on. The table `local` is made of
+the addresses: each is local, the last of each subnet is broadcast. An address that is `connected` puts its subnet into
+`main`.
 
 IPv6 has no broadcast, and no martians but the loopback's and multicast sources. A link-local address is on every link,
 and nothing from or to one is sent on: who asks the router by it is `local`.

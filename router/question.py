@@ -4,8 +4,8 @@
 
 `dst` alone is a packet of the router's own; `in` without `src` is from a neighbour on that interface; `src` without
 `in` comes by the interface that leads back to it. `proto` is tcp, udp, icmp, icmpv6 or a number: tcp where a port is
-said (`dport`), else a ping. `sport`, `icmp_type` (an echo) and `icmp_code` (0) may be said. The answer repeats the packet
-as it was understood, names each rule that it met, and says its fate.
+said (`dport`), else a ping. `sport`, `icmp_type` (an echo) and `icmp_code` (0) may be said. The answer repeats the
+packet as it was understood, names each rule that it met, and says its fate.
 """
 
 from __future__ import annotations

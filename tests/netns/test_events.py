@@ -115,3 +115,14 @@ def test_another_thread_can_end_the_waiting(events: Events) -> None:
     assert events.read(20) == []
     assert time.monotonic() - start < 5
     timer.join()
+
+
+def test_unheard_for_a_while(events: Events) -> None:
+    """What happens meanwhile is not told; what follows is; and what was missed can be said."""
+    with events.unheard():
+        tool("nft add table inet quiet")
+    assert heard(events) == []
+    events.miss()
+    assert [event.kind for event in heard(events)] == ["overrun"]
+    tool("nft add table inet loud")
+    assert [event.kind for event in heard(events)] == ["ruleset"]
