@@ -5,9 +5,9 @@ event needs. A filter in the kernel lets pass of nftables only the one message t
 transaction of 10,000 elements is one event and fills no buffer. When a buffer overflows all the same, the event
 "overrun" says: look at everything.
 
-The filter comes late: as long as anybody listens, the kernel writes a message of 8 KiB for each element of a transaction
-before it commits, all of them at once (nf_tables_api.c, nft_commit_notify): 10,000 take 80 MiB, which a small router does
-not have. So nobody listens during a large one of our own (`unheard`).
+The filter comes late: as long as anybody listens, the kernel writes a message of 8 KiB for each element of a
+transaction before it commits, all of them at once (nf_tables_api.c, nft_commit_notify): 10,000 take 80 MiB, which a
+small router does not have. So nobody listens during a large one of our own (`unheard`).
 
 Who did it: rtnetlink tells the port of the socket that asked (ours: `Netlink.port`; 0: the kernel itself), nftables the
 generation that came of it (compare `Elements.generation()`), the process id and the process's name.
