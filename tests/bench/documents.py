@@ -44,6 +44,18 @@ def host(i: int) -> dict[str, Any]:
     return {"id": f"vm-{i}", "network": "net", "mac": mac, "address": guest(i), "name": f"vm-{i}"}
 
 
+def acl(items: int) -> dict[str, Any]:
+    """An ACL of so many items, each for another port and source."""
+    ingress = [
+        {
+            "id": f"item-{i}", "action": "deny" if i % 2 else "allow", "protocol": "tcp",
+            "ports": {"first": 1_000 + i, "last": 1_000 + i}, "cidrs": [f"198.18.{i % 256}.0/24"],
+        }
+        for i in range(items)
+    ]  # fmt: skip
+    return {"id": "acl", "ingress": ingress}
+
+
 def document(
     n: int,
     generation: int = 1,

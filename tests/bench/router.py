@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.document import Document, validate_json
-from appliance.ruleset import whole
+from appliance.ruleset import delta, whole
 from appliance.state import Facts, LinkFact, State
 from mgmt.hosts.namespace import Namespace
 from router.compile import compile
@@ -69,6 +69,8 @@ def run() -> list[Figure]:
                 found.append(figure(f"one more forward by PATCH at {n:,}", patches[n], "ms", floor=ratio["floor"]))
             if n in rates:
                 rates[n].append(_rate(bed, n))
+            if n == 10:
+                found += _reordered(bed, floor, 1_000)
             if n == 1_000:
                 found += _unchanged(bed, n)
                 found += _processes(bed, n)
@@ -157,6 +159,32 @@ def _patches(bed: Bed, floor: Floor, n: int) -> tuple[float, float]:
         bare.append(floor.nft(text))
     bed.patch(*(d.remove("forwards", f"extra-{i}") for i in range(15)))
     return middle(ours), middle(bare)
+
+
+def _reordered(bed: Bed, floor: Floor, items: int) -> list[Figure]:
+    """An ACL turned round by PATCH; the floor is `nft -f -` of the very text that this takes."""
+    _say(f"{items:,} ACL items in another order")
+    acl = d.acl(items)
+    orders = (acl, {**acl, "ingress": acl["ingress"][::-1]})
+    config = _config(bed, 10)
+    config["networks"][0]["acl"] = acl["id"]
+    states = [_compiled(bed, {**config, "acls": [order]}) for order in orders]
+    bed.push({**config, "acls": [orders[0]]})
+    floor.nft(whole(states[0].ruleset))
+    ours, bare = [], []
+    for i in range(10):
+        change = d.change(bed.generation, bed.generation + 1, d.put("acls", orders[(i + 1) % 2]))
+        body = json.dumps(change).encode()
+        started = time.perf_counter()
+        answer = bed.appliance.patch(body)
+        ours.append((time.perf_counter() - started) * 1000)
+        bed.settled(answer)
+        assert answer.status == 200, answer.body
+        text = delta(states[i % 2].ruleset, states[(i + 1) % 2].ruleset)
+        assert text is not None
+        bare.append(floor.nft(text.text))
+    name = f"{items:,} ACL items in another order, by PATCH"
+    return [figure(name, middle(ours), "ms", middle(bare), ratio_most=2)]
 
 
 def _unchanged(bed: Bed, n: int) -> list[Figure]:
