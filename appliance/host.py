@@ -231,7 +231,7 @@ class LinuxHost:
         if isinstance(step.before, Address) and step.before.connected != part.connected:
             self.netlink.remove_address(step.before)  # the flag of a standing address cannot be changed
         self.netlink.add_address(part)
-        if part.announce and ":" not in part.cidr:
+        if part.announce:
             self.netlink.announce(part.link, part.cidr)
 
     def _file(self, part: File, gone: bool) -> None:

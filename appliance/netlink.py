@@ -15,7 +15,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, if_indextoname, if_nametoindex
 from typing import TypeVar
 
-from appliance import arp, rtnl, wire
+from appliance import arp, ndp, rtnl, wire
 from appliance.state import Address, Link, LinkFact, Route, Rule
 from appliance.wire import NetlinkError as NetlinkError
 
@@ -158,12 +158,12 @@ class Netlink:
         self._do(f"remove rule {_rule(rule)}", rtnl.DELRULE, rtnl.rule_body(rule), met=(ENOENT, ESRCH))
 
     def announce(self, link: str, cidr: str) -> bool:
-        """Gratuitous ARP for an IPv4 address, without waiting; False where none could be sent."""
+        """Gratuitous ARP, or in IPv6 an advertisement, without waiting; False where none could be sent."""
         address = cidr.partition("/")[0]
-        if ":" in address or link_is_gone(link):
+        if link_is_gone(link):
             return False
         mac = self._link(f"announce {cidr} on {link}", link).mac
-        return bool(mac) and arp.announce(self._packets, link, mac, address)
+        return bool(mac) and (ndp if ":" in address else arp).announce(self._packets, link, mac, address)
 
     # --- inside ---
 

@@ -129,7 +129,7 @@ class Link:
 class Address:
     """An address on a link, `cidr` as 10.1.1.1/24. Not `connected`: no route for its subnet (IFA_F_NOPREFIXROUTE).
 
-    `announce`: send a gratuitous ARP (RFC 5227, 3) when it is added.
+    `announce`: send a gratuitous ARP (RFC 5227, 3; IPv6: RFC 4861, 7.2.6) when it is added.
     """
 
     link: str

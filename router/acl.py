@@ -1,17 +1,18 @@
 """ACLs: what goes in and out of the tiers of a VPC, and of what is behind its private gateways.
 
-    m_acl_from       a network's cidr -> acl_<acl>_egress        (its source is no lie: senders.py)
-    m_acl_from_link  a private link   -> acl_<acl>_egress
-    m_acl_to         a network's cidr -> into_<network>: not out by its link: return; acl_<acl>_ingress
-    m_acl_to_link    a private link   -> acl_<acl>_ingress
-    acl_<...>        the items in their order: allow returns, deny drops; at the end the list's default
+    m_acl_from, m_acl_from6  a network's cidr -> acl_<acl>_egress        (its source is no lie: senders.py)
+    m_acl_from_link          a private link   -> acl_<acl>_egress
+    m_acl_to, m_acl_to6      a network's cidr -> into_<network>: not out by its link: return; acl_<acl>_ingress
+    m_acl_to_link            a private link   -> acl_<acl>_ingress
+    acl_<...>                the items in their order: allow returns, deny drops; at the end the list's default
 
-Chain `forward` (firewall.py) asks these four of every new packet, after its translation: an ACL judges where a packet
-really goes. What comes back from them is allowed as far as ACLs are concerned; `between` then accepts what no other
-rule would: from tier to tier, and from a private gateway into a tier.
+Chain `forward` (firewall.py) asks these of every new packet, after its translation: an ACL judges where a packet
+really goes. One list serves both families: an item whose CIDRs are of both is a rule for each. What comes back from
+them is allowed as far as ACLs are concerned; `between` then accepts what no other rule would: from tier to tier, and
+from a private gateway into a tier.
 
-    s_tier           the cidrs of tiers
-    m_tier           a tier's cidr -> tier_<network>: out by its link: accept
+    s_tier, s_tier6          the cidrs of tiers
+    m_tier, m_tier6          a tier's cidr -> tier_<network>: out by its link: accept
 
 An ordered list is one chain of as many rules: a new flow asks them one after the other, its later packets none. A
 change of its order is that chain written anew, in the one transaction.
@@ -23,9 +24,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Touched, Verdict, VerdictMap
-from appliance.values import is_v6
-from router.config import Acl, AclItem, Config, Interface, Network
-from router.gate import Screen, Terms, distinct, protocol_name, rewritten
+from router.config import Acl, Config, Interface, Network
+from router.gate import Screen, ends, family_of, rewritten, serving
 from router.links import link_name
 
 ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
@@ -66,8 +66,10 @@ def judges(config: Config) -> tuple[FilterRule, ...]:
         return ()
     return (
         FilterRule((), VerdictMap(("ip saddr",), "m_acl_from"), "out of a tier"),
+        FilterRule((), VerdictMap(("ip6 saddr",), "m_acl_from6"), "out of a tier"),
         FilterRule((), VerdictMap(("iifname",), "m_acl_from_link"), "in by a private gateway"),
         FilterRule((), VerdictMap(("ip daddr",), "m_acl_to"), "into a tier"),
+        FilterRule((), VerdictMap(("ip6 daddr",), "m_acl_to6"), "into a tier"),
         FilterRule((), VerdictMap(("oifname",), "m_acl_to_link"), "out by a private gateway"),
     )
 
@@ -76,10 +78,13 @@ def between(config: Config) -> tuple[FilterRule, ...]:
     """What chain `forward` accepts at its end, after the judges."""
     if not _named(config):
         return ()
-    to_tier = VerdictMap(("ip daddr",), "m_tier")
+    from_gateway = Match(("iifname",), set="s_private")
+    to_tier, to_tier6 = VerdictMap(("ip daddr",), "m_tier"), VerdictMap(("ip6 daddr",), "m_tier6")
     return (
         FilterRule((Match(("ip saddr",), set="s_tier"),), to_tier, "from tier to tier"),
-        FilterRule((Match(("iifname",), set="s_private"),), to_tier, "from a private gateway to a tier"),
+        FilterRule((Match(("ip6 saddr",), set="s_tier6"),), to_tier6, "from tier to tier"),
+        FilterRule((from_gateway,), to_tier, "from a private gateway to a tier"),
+        FilterRule((from_gateway,), to_tier6, "from a private gateway to a tier"),
     )
 
 
@@ -99,16 +104,23 @@ def tiers(config: Config) -> list[Network]:
 def _places(config: Config, links: dict[str, str]) -> Iterator[NftSet]:
     """Who is judged by which list: networks by their cidr, private interfaces by their link."""
     found = tiers(config)
-    owners = {n.cidr: n.id for n in found}
-    leads = {n.cidr: f"jump {_name(n.acl, 'egress')}" for n in found}
-    yield NftSet("m_acl_from", "ipv4_addr", "verdict", True, leads, owners)
-    yield NftSet("m_acl_to", "ipv4_addr", "verdict", True, {n.cidr: f"jump into_{n.id}" for n in found}, owners)
-    yield NftSet("m_tier", "ipv4_addr", "verdict", True, {n.cidr: f"jump tier_{n.id}" for n in found}, owners)
-    yield NftSet("s_tier", "ipv4_addr", "", True, dict.fromkeys(owners, ""), owners)
+    yield from _families({n.cidr: n for n in found}, "ipv4_addr", "")
+    yield from _families({n.cidr6: n for n in found if n.cidr6}, "ipv6_addr", "6")
     private = [i for i in config.interfaces if i.use == "private"]
     yield from _gateways([i for i in private if i.acl is not None], links)
     owners = {links[i.id]: i.id for i in private}
     yield NftSet("s_private", "ifname", elements=dict.fromkeys(owners, ""), owners=owners)
+
+
+def _families(found: dict[str, Network], key: str, suffix: str) -> Iterator[NftSet]:
+    owners = {cidr: n.id for cidr, n in found.items()}
+    egress = {cidr: f"jump {_name(n.acl, 'egress')}" for cidr, n in found.items()}
+    into = {cidr: f"jump into_{n.id}" for cidr, n in found.items()}
+    tier = {cidr: f"jump tier_{n.id}" for cidr, n in found.items()}
+    yield NftSet(f"m_acl_from{suffix}", key, "verdict", True, egress, owners)
+    yield NftSet(f"m_acl_to{suffix}", key, "verdict", True, into, owners)
+    yield NftSet(f"m_tier{suffix}", key, "verdict", True, tier, owners)
+    yield NftSet(f"s_tier{suffix}", key, "", True, dict.fromkeys(owners, ""), owners)
 
 
 def _gateways(guarded: Sequence[Interface], links: dict[str, str]) -> Iterator[NftSet]:
@@ -147,9 +159,9 @@ def _list(acl: Acl, side: Side) -> Screen:
     rules: list[FilterRule] = []
     sets: list[NftSet] = []
     for item in items:
-        cidrs = tuple(c for c in item.cidrs if not is_v6(c))
-        if cidrs or not item.cidrs:
-            terms = _terms(item, distinct(cidrs), side)
+        family = family_of(item)
+        for far in ends(item.cidrs, (), family) if side == "ingress" else ends((), item.cidrs, family):
+            terms = serving(item, far)
             rules.append(_rule(item.action, f"{item.action} {item.id}", acl, terms.matches))
             sets += terms.sets
     rules.append(_rule(default, f"by default {default}", acl))
@@ -158,15 +170,3 @@ def _list(acl: Acl, side: Side) -> Screen:
 
 def _rule(action: str, why: str, acl: Acl, matches: tuple[Match, ...] = ()) -> FilterRule:
     return FilterRule(matches, RETURN if action == "allow" else DROP, why, acl.id, counter=action == "deny")
-
-
-def _terms(item: AclItem, cidrs: tuple[str, ...], side: Side) -> Terms:
-    icmp_type, icmp_code = item.icmp_type, item.icmp_code
-    return Terms(
-        protocol="" if icmp_type is not None else protocol_name(item.protocol),  # the type says that it is icmp
-        ports=f"{item.ports.first}-{item.ports.last}" if item.ports else "",
-        icmp_type="" if icmp_type is None else str(icmp_type),
-        icmp_code="" if icmp_code is None else str(icmp_code),
-        sources=cidrs if side == "ingress" else (),
-        destinations=cidrs if side == "egress" else (),
-    )

@@ -21,6 +21,7 @@ from router.claims import (
     egress_problems,
     firewall_problems,
     forward_problems,
+    ingress_problems,
     static_nat_problems,
 )
 from router.config import Acl, Config, Firewall, Forward, Host
@@ -32,14 +33,13 @@ from router.topology import (
     network_problems,
     route_problems,
     survey,
-    v4_problems,
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
 _LOCAL = frozenset({"forwards", "firewall", "acls", "hosts"})
 _COLLECTIONS = (
-    "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "acls", "routes", "hosts",
-    "records",
+    "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
+    "hosts", "records",
 )  # fmt: skip
 
 
@@ -55,7 +55,6 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from _plugged(config, facts)
     ground = survey(config)
     yield from network_problems(config, ground)
-    yield from v4_problems("config.upstream", config.upstream)
     yield from route_problems(config)
     static = {n.address: n for n in config.static_nats}
     for forward in config.forwards:
@@ -66,6 +65,8 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from firewall_problems(rule, ground)
     for exception in config.egress:
         yield from egress_problems(exception, ground)
+    for entry in config.ingress:
+        yield from ingress_problems(entry, ground)
     for acl in config.acls:
         yield from acl_problems(acl)
     for host in config.hosts:
@@ -134,8 +135,12 @@ def _revised_hosts(config: Config, hosts: list[Host], ground: Ground) -> Iterato
     for host in hosts:
         yield from host_problems(host, ground)
     addresses, macs = {h.address for h in hosts}, {h.mac for h in hosts}
-    names = {h.name.lower() for h in hosts}
-    near = [h for h in config.hosts if h.address in addresses or h.mac in macs or h.name.lower() in names]
+    names, v6 = {h.name.lower() for h in hosts}, {h.address6 for h in hosts if h.address6}
+    near = [
+        h
+        for h in config.hosts
+        if h.address in addresses or h.mac in macs or h.name.lower() in names or h.address6 in v6
+    ]
     ids = {h.id for h in hosts}
     # The touched last, so that a clash is told at the one that was changed.
     yield from twin_problems(sorted(near, key=lambda h: h.id in ids))

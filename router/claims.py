@@ -13,9 +13,9 @@ from operator import itemgetter
 
 from appliance.state import Problem
 from appliance.values import bounds, is_v6
-from router.config import Acl, AclItem, Config, EgressRule, Firewall, Forward, StaticNat
+from router.config import Acl, AclItem, Config, EgressRule, Firewall, Forward, IngressRule, StaticNat
 from router.gate import distinct
-from router.topology import Ground, listed, v4_problems
+from router.topology import Ground, listed, only, untranslated
 
 _ALL_OF_V4 = ((0, (1 << 32) - 1),)
 
@@ -26,7 +26,9 @@ _ALL_OF_V4 = ((0, (1 << 32) - 1),)
 def forward_problems(forward: Forward, ground: Ground, static: Mapping[str, StaticNat]) -> Iterator[Problem]:
     """One forward. `static` are the static NATs by their public address."""
     path = f"config.forwards[{forward.id}]"
-    if forward.address not in ground.public:
+    if is_v6(forward.address):
+        yield untranslated(f"{path}.address", forward.address)
+    elif forward.address not in ground.public:
         yield from ground.not_public(f"{path}.address", forward.address)
     elif forward.address in static:
         other = static[forward.address].id
@@ -34,7 +36,7 @@ def forward_problems(forward: Forward, ground: Ground, static: Mapping[str, Stat
         yield Problem(f"{path}.address", told)
     yield from ground.no_guest(f"{path}.target", forward.target)
     if forward.sources:
-        yield from v4_problems(f"{path}.sources", forward.sources)
+        yield from only(f"{path}.sources", forward.sources)
     wide, inner = forward.ports, forward.target_ports
     if inner is not None and wide.last - wide.first != inner.last - inner.first:
         told = f"{_span(inner)} is not as long as {_span(wide)}; give as many target ports as ports, or none"
@@ -119,7 +121,10 @@ def static_nat_problems(config: Config, ground: Ground) -> Iterator[Problem]:
     targets: dict[str, str] = {}
     for nat in config.static_nats:
         path = f"config.static_nats[{nat.id}]"
-        yield from ground.not_public(f"{path}.address", nat.address)
+        if is_v6(nat.address):
+            yield untranslated(f"{path}.address", nat.address)
+        else:
+            yield from ground.not_public(f"{path}.address", nat.address)
         yield from ground.no_guest(f"{path}.target", nat.target)
         if (other := addresses.setdefault(nat.address, nat.id)) != nat.id:
             told = f"{nat.address} is the public address of static NAT {other} already; give another"
@@ -134,25 +139,41 @@ def static_nat_problems(config: Config, ground: Ground) -> Iterator[Problem]:
 
 def firewall_problems(rule: Firewall, ground: Ground) -> Iterator[Problem]:
     """One firewall rule."""
+    v6 = is_v6(rule.address)
     if rule.address not in ground.public:
         yield from ground.not_public(f"config.firewall[{rule.id}].address", rule.address)
     if rule.sources:
-        yield from v4_problems(f"config.firewall[{rule.id}].sources", rule.sources)
+        yield from only(f"config.firewall[{rule.id}].sources", rule.sources, v6)
+    if rule.protocol == ("icmp" if v6 else "icmpv6"):
+        told = f"{rule.address} speaks {'icmpv6' if v6 else 'icmp'}, not {rule.protocol}; correct it"
+        yield Problem(f"config.firewall[{rule.id}].protocol", told)
     yield from _protocol_problems(rule, f"config.firewall[{rule.id}]")
 
 
 def egress_problems(rule: EgressRule, ground: Ground) -> Iterator[Problem]:
     """One egress rule."""
     path = f"config.egress[{rule.id}]"
+    yield from _of_a_network(rule, ground, "leaves it; write this as an item of its egress list", path)
+    yield from _protocol_problems(rule, path)
+
+
+def ingress_problems(rule: IngressRule, ground: Ground) -> Iterator[Problem]:
+    """One ingress rule."""
+    path = f"config.ingress[{rule.id}]"
+    yield from _of_a_network(rule, ground, "comes into it; write this as an item of its ingress list", path)
+    lot = ground.lots.get(rule.network)
+    if lot and not lot.network.routed and lot.network.cidr6 is None:
+        told = f"nobody reaches the guests of network {rule.network} by their own addresses"
+        yield Problem(f"{path}.network", f"{told}; give it routed or a cidr6, or write a forward and a firewall rule")
+    yield from _protocol_problems(rule, path)
+
+
+def _of_a_network(rule: EgressRule | IngressRule, ground: Ground, judged: str, path: str) -> Iterator[Problem]:
     if rule.network not in ground.lots:
         known = listed(ground.lots) or "none"
         yield Problem(f"{path}.network", f"there is no network {rule.network}; the networks are: {known}")
     elif ground.lots[rule.network].network.acl is not None:
-        told = f"the ACL of network {rule.network} judges what leaves it; write this as an item of its egress list"
-        yield Problem(f"{path}.network", told)
-    yield from v4_problems(f"{path}.sources", rule.sources)
-    yield from v4_problems(f"{path}.destinations", rule.destinations)
-    yield from _protocol_problems(rule, path)
+        yield Problem(f"{path}.network", f"the ACL of network {rule.network} judges what {judged}")
 
 
 def acl_problems(acl: Acl) -> Iterator[Problem]:
@@ -164,19 +185,18 @@ def acl_problems(acl: Acl) -> Iterator[Problem]:
             if item.id in seen:
                 yield Problem(f"{path}.id", f"there are two items of this id in {side}; give each its own")
             seen.add(item.id)
-            yield from v4_problems(f"{path}.cidrs", item.cidrs)
             yield from _protocol_problems(item, path)
 
 
-def _protocol_problems(rule: Firewall | EgressRule | AclItem, path: str) -> Iterator[Problem]:
+def _protocol_problems(rule: Firewall | EgressRule | IngressRule | AclItem, path: str) -> Iterator[Problem]:
     protocol = rule.protocol
     if rule.ports is not None and protocol not in ("tcp", "udp"):
         named = {6: "; write tcp for 6", 17: "; write udp for 17"}.get(protocol if isinstance(protocol, int) else 0, "")
         told = f"ports go with tcp and udp, not with {protocol}{named or '; remove them'}"
         yield Problem(f"{path}.ports", told)
-    if rule.icmp_type is not None and protocol != "icmp":
-        told = f"icmp_type goes with protocol icmp, not with {protocol}; remove it"
+    if rule.icmp_type is not None and protocol not in ("icmp", "icmpv6"):
+        told = f"icmp_type goes with protocol icmp or icmpv6, not with {protocol}; remove it"
         yield Problem(f"{path}.icmp_type", told)
-    if rule.icmp_code is not None and (protocol != "icmp" or rule.icmp_type is None):
-        told = "a code needs protocol icmp and an icmp_type; add the type, or remove the code"
+    if rule.icmp_code is not None and (protocol not in ("icmp", "icmpv6") or rule.icmp_type is None):
+        told = "a code needs protocol icmp or icmpv6 and an icmp_type; add the type, or remove the code"
         yield Problem(f"{path}.icmp_code", told)

@@ -19,6 +19,7 @@ from router.egress import compile_egress, revise_egress
 from router.firewall import compile_firewall, revise_firewall
 from router.links import compile_links
 from router.nat import compile_nat, revise_forwards, revise_static_nats
+from router.routed import compile_routed
 from router.routing import compile_routing
 from router.senders import compile_senders
 
@@ -31,6 +32,7 @@ _PARTS = (
     compile_firewall,
     compile_egress,
     compile_acl,
+    compile_routed,
     compile_nat,
     compile_dhcp,
     compile_dns,

@@ -1,6 +1,8 @@
 """What a router may be asked to be. Models only: meaning across objects is in checks.py, the packets' in oracle.py.
 
 Both address families have their place from the first version; where this version serves IPv4 alone, checks.py says so.
+A list of CIDRs may mix them: it says of each family's packets what its own members say, and one that has members of the
+other family alone says nothing of this one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pydantic import Field, model_validator
 from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
 
-Protocol = Literal["tcp", "udp", "icmp", "any"] | Annotated[int, Field(ge=0, le=255)]
+Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
 
 
 class Ports(Model):
@@ -87,8 +89,21 @@ class Dhcp(Model):
         return self
 
 
+class Advertise(Model):
+    """How guests of a network get their IPv6 addresses: by router advertisements (RFC 4861) that let them choose
+    (slaac), by DHCPv6 for the hosts that have an `address6` (stateful), or not from us (off). `dns` None: the router.
+    """
+
+    addresses: Literal["slaac", "stateful", "off"] = "slaac"
+    dns: Servers | None = None
+    search: tuple[Hostname, ...] = ()
+
+
 class Network(Model):
     """A guest network behind one interface. `cidr` is the subnet of one of the interface's addresses.
+
+    `cidr6` is its IPv6 prefix, likewise; nothing of IPv6 is translated. A `routed` network is not translated in IPv4
+    either: its guests are reached by their own addresses, where `Config.ingress` or its ACL allows it.
 
     A network with an `acl` is a tier of a VPC: the ACL judges what goes in and out, and takes the place of `egress`;
     tiers reach each other where both ACLs allow it. `source_nat` is the public address its guests go out by, None for
@@ -98,11 +113,14 @@ class Network(Model):
     id: Identifier
     interface: Identifier
     cidr: Cidr
+    cidr6: Cidr | None = None
+    routed: bool = False
     domain: Hostname | None = None
     source_nat: Address | None = None
     acl: Identifier | None = None
     egress: Egress = Egress()
     dhcp: Dhcp = Dhcp()
+    advertise: Advertise = Advertise()
     dns: bool = True
     upstream: tuple[Address, ...] = ()
 
@@ -160,6 +178,20 @@ class EgressRule(Model):
     destinations: tuple[Cidr, ...] = ()
 
 
+class IngressRule(Model):
+    """What may come in from outside (public and private interfaces) to guests by their own addresses: to those of a
+    network in IPv6, and in IPv4 where it is `routed`. Default: nothing."""
+
+    id: Identifier
+    network: Identifier
+    protocol: Protocol
+    ports: Ports | None = None
+    icmp_type: Annotated[int, Field(ge=0, le=255)] | None = None
+    icmp_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    sources: tuple[Cidr, ...] = ()
+    destinations: tuple[Cidr, ...] = ()
+
+
 class AclItem(Model):
     """One item of an ACL: what it names is allowed or denied. `cidrs` are the far end: of ingress the sources, of
     egress the destinations (empty: everyone). `ports` are the destination's."""
@@ -202,6 +234,7 @@ class Host(Model):
     mac: Mac
     address: Address
     name: Label
+    address6: Address | None = None
     default: bool = True
     lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
     dns: Servers | None = None
@@ -231,6 +264,7 @@ class Config(Model):
     static_nats: tuple[StaticNat, ...] = ()
     firewall: tuple[Firewall, ...] = ()
     egress: tuple[EgressRule, ...] = ()
+    ingress: tuple[IngressRule, ...] = ()
     acls: tuple[Acl, ...] = ()
     routes: tuple[StaticRoute, ...] = ()
     hosts: tuple[Host, ...] = ()

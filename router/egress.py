@@ -1,7 +1,7 @@
 """What guests may reach outside: one chain per network, egress_<network>, found by the guest's source
 address.
 
-    m_egress              the network's cidr -> its chain; a source in no network meets the policy, drop
+    m_egress, m_egress6   the network's cidr -> its chain; a source in no network meets the policy, drop
     egress_<network>      a source that came in by another link: drop
                           m_egress_<network>: protocol . port -> the exception's verdict, or a chain that asks
                           on the exceptions that are no elements: icmp, whole protocols, wide ranges
@@ -36,11 +36,15 @@ def compile_egress(config: Config, facts: Facts) -> State:
         ports, screens = _exact(network, rules[network.id])
         wide = [r for r in rules[network.id] if exact_ports(r) is None]
         chains += [_chain(network, links[network.interface], ports, wide), *(s.chain for s in screens)]
-        lists = [s for found in screens for s in found.sets] + [s for r in wide for s in terms_of(r).sets]
+        lists = [s for found in screens for s in found.sets] + [s for r in wide for s in _lists(network, r)]
         sets.update((s.name, s) for s in (*lists, ports) if s.elements)
     leads = {n.cidr: f"jump {chain_name(n)}" for n in config.networks}
     owners = {n.cidr: n.id for n in config.networks}
     sets["m_egress"] = NftSet("m_egress", "ipv4_addr", "verdict", True, leads, owners)
+    v6 = {n.cidr6: n for n in config.networks if n.cidr6}
+    leads = {cidr: f"jump {chain_name(n)}" for cidr, n in v6.items()}
+    owners = {cidr: n.id for cidr, n in v6.items()}
+    sets["m_egress6"] = NftSet("m_egress6", "ipv6_addr", "verdict", True, leads, owners)
     return State(ruleset=Ruleset(sets, tuple(chains)))
 
 
@@ -81,8 +85,8 @@ def _revised(chain: Chain, network: Network, ports: NftSet, ids: set[str], touch
     link, *exceptions, default = chain.rules
     wide = [r for r in touched if not _keys(r)]
     kept = [r for r in exceptions if isinstance(r.statement, Verdict) and r.owner not in ids]
-    rules = sorted((*kept, *(_wide(network, r) for r in wide)), key=attrgetter("owner"))
-    lists = tuple(s for r in wide for s in terms_of(r).sets)
+    rules = sorted((*kept, *(rule for r in wide for rule in _wide(network, r))), key=attrgetter("owner"))
+    lists = tuple(s for r in wide for s in _lists(network, r))
     return Screen(Chain(chain.name, (link, *_by_port(network, ports), *rules, default)), lists)
 
 
@@ -122,7 +126,7 @@ def _neighbours(rules: Iterable[EgressRule], network: str, keys: Iterable[str]) 
 
 
 def _open(network: Network, rules: Sequence[EgressRule]) -> str | Screen:
-    return open_to(rules, _exception(network), "leave", "an exception")
+    return open_to(rules, _exception(network), "leave", "an exception", _families(network))
 
 
 def _exact(network: Network, rules: list[EgressRule]) -> tuple[NftSet, list[Screen]]:
@@ -140,7 +144,7 @@ def _rules(network: Network, link: str, ports: NftSet, wide: list[EgressRule]) -
     yield FilterRule((Match(("iifname",), (link,), negate=True),), DROP, "not from its network's link", network.id)
     yield from _by_port(network, ports)
     for rule in wide:
-        yield _wide(network, rule)
+        yield from _wide(network, rule)
     default = ACCEPT if network.egress.default == "allow" else DROP
     why = "its ACL has judged" if network.acl else f"by default {network.egress.default}"
     yield FilterRule((), default, why, network.id, counter=default is DROP)
@@ -151,5 +155,15 @@ def _by_port(network: Network, ports: NftSet) -> Iterator[FilterRule]:
         yield FilterRule((), VerdictMap(("meta l4proto", "th dport"), ports.name), "exceptions by port", network.id)
 
 
-def _wide(network: Network, rule: EgressRule) -> FilterRule:
-    return FilterRule(terms_of(rule).matches, Verdict(_exception(network)), "an exception", rule.id)
+def _wide(network: Network, rule: EgressRule) -> Iterator[FilterRule]:
+    for terms in terms_of(rule, _families(network)):
+        yield FilterRule(terms.matches, Verdict(_exception(network)), "an exception", rule.id)
+
+
+def _lists(network: Network, rule: EgressRule) -> list[NftSet]:
+    return [s for terms in terms_of(rule, _families(network)) for s in terms.sets]
+
+
+def _families(network: Network) -> bool | None:
+    """Of which family its guests' packets are: both (None), or IPv4 alone (False)."""
+    return None if network.cidr6 else False

@@ -70,6 +70,7 @@ class Fib:
         for entries in self._tables.values():
             entries.sort(key=lambda e: (-e[0], e[1]))
         self._first = _first_addresses(addresses)
+        self._any_routers = {bounds(a.cidr)[0] for a in addresses if _has_any_router(a)}
 
     def look(self, destination: int, source: int, mark: int = 0) -> Way:
         """The way to an address for a packet from `source` (0: not chosen yet) with that mark."""
@@ -89,6 +90,8 @@ class Fib:
             return "broadcast"
         if self._is_group(address):
             return "multicast"
+        if address in self._any_routers:
+            return "anycast"
         kind = self.look(address, 0).kind
         return "unicast" if kind == "nowhere" else kind
 
@@ -100,7 +103,8 @@ class Fib:
             joined = GROUPS6[0] <= destination <= GROUPS6[1] if self.v6 else destination == ALL_HOSTS
             return Way("multicast", link) if joined else NOWHERE
         way = self.look(destination, source, mark)
-        if way.kind == "unicast" and self.v6 and LINK_LOCAL[0] <= source <= LINK_LOCAL[1]:
+        of_a_link = self.v6 and any(LINK_LOCAL[0] <= a <= LINK_LOCAL[1] for a in (source, destination))
+        if way.kind == "unicast" and of_a_link:
             return NOWHERE
         setting = "net.ipv6.conf.all.forwarding" if self.v6 else "net.ipv4.ip_forward"
         return way if way.kind != "unicast" or self._settings.get(setting, "0") != "0" else NOWHERE
@@ -163,10 +167,11 @@ def _of_address(address: Address) -> Iterator[tuple[int, _Entry]]:
     mine = subnet(address.cidr) if address.link == "lo" else own  # at lo the whole subnet is ours
     yield LOCAL, _entry(0, mine, Way("local", "lo", source=own, owner=address.owner, destination=mine))
     if is_v6(own):
-        if address.connected and int(length) < 128:
-            net = subnet(address.cidr)
+        net = subnet(address.cidr)
+        if _has_any_router(address):
             anyone = Way("local", "lo", source=own, owner=address.owner, destination=net)
             yield LOCAL, (128, 0, first, first, anyone)  # the routers of a subnet (RFC 4291, 2.6.1)
+        if address.connected and int(length) < 128:
             yield MAIN, _entry(0, net, Way("unicast", address.link, source=own, owner=address.owner, destination=net))
         return
     if int(length) < 31:
@@ -174,6 +179,11 @@ def _of_address(address: Address) -> Iterator[tuple[int, _Entry]]:
     if address.connected and int(length) < 32:
         net = subnet(address.cidr)
         yield MAIN, _entry(0, net, Way("unicast", address.link, source=own, owner=address.owner, destination=net))
+
+
+def _has_any_router(address: Address) -> bool:
+    """Is there an address in its subnet that is any router's (RFC 4291, 2.6.1; RFC 6164)?"""
+    return is_v6(address.cidr) and int(address.cidr.partition("/")[2]) < 127
 
 
 def _first_addresses(addresses: Iterable[Address]) -> dict[str, str]:

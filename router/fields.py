@@ -120,7 +120,7 @@ class Moment:
         if name == "meta l4proto":
             return "ipv6-icmp" if packet.number == NUMBERS["icmpv6"] else str(packet.protocol)
         if name in _ICMP:
-            if packet.number != NUMBERS[name.partition(" ")[0]]:
+            if packet.number != NUMBERS[name.partition(" ")[0]] or not packet.is_icmp:  # each in its own family
                 return None
             return str(packet.icmp_type if name.endswith("type") else packet.icmp_code)
         if name == "meta mark":

@@ -39,7 +39,7 @@ from appliance.state import (
     Verdict,
     VerdictMap,
 )
-from appliance.values import bounds, dotted, number
+from appliance.values import bounds, contains, dotted, is_v6, number
 from router.acl import between, judges
 from router.config import Config, Firewall, Interface, Network
 from router.gate import (
@@ -59,24 +59,31 @@ from router.gate import (
     terms_of,
 )
 from router.links import link_names, own_addresses
-from router.routing import Uplink, uplink_of, uplinks
+from router.routed import inwards
+from router.routing import Uplink, uplink6_of, uplink_of, uplinks
 
 ACCEPT, DROP = Verdict("accept"), Verdict("drop")
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
 PORT_KEY = "ipv4_addr . inet_proto . inet_service"
 CONTROL_PORT = "3922"
+DHCP_SERVERS = "ff02::1:2"  # all of a link (RFC 8415, 7.1)
 # What ingress looks up, empty. Those by source are there only while a rule has a source of that length.
 _BY_SOURCE: Mapping[str, NftSet] = {f"s_from_{n}": NftSet(f"s_from_{n}", f"ipv4_addr . {PORT_KEY}") for n in range(33)}
 _INGRESS: Mapping[str, NftSet] = {
     "m_ingress": NftSet("m_ingress", PORT_KEY, "verdict"),
     "m_ingress_address": NftSet("m_ingress_address", "ipv4_addr", "verdict"),
+    "m_ingress_address6": NftSet("m_ingress_address6", "ipv6_addr", "verdict"),
     **_BY_SOURCE,
 }
 
 _KNOWN = Match(("ct state",), ("established", "related"))
 _INVALID = Match(("ct state",), ("invalid",))
+_UNTRACKED = Match(("ct state",), ("untracked",))
 _ECHO = Match(("icmp type",), ("8",))
+_ECHO6 = Match(("icmpv6 type",), ("128",))
 _LOOPBACK = Match(("iifname",), ("lo",))
+# Of a link, and the kernel takes it from there alone (hop limit 255); conntrack does not know it.
+_NEIGHBOURS = Match(("icmpv6 type",), ("133", "134", "135", "136"))
 
 
 def compile_firewall(config: Config, facts: Facts) -> State:
@@ -130,9 +137,11 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
         FilterRule((), take_mark, "a flow's packets take its uplink"),
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow", counter=True),
+        FilterRule((_NEIGHBOURS,), ACCEPT, "IPv6 neighbour discovery"),
         FilterRule((), Verdict("jump", "senders"), "is it from where it says"),
         FilterRule((), SetMark("ct mark", fields=("iifname",), map="m_uplink"), "answers leave as questions came"),
         FilterRule((from_guest,), SetMark("ct mark", fields=("ip saddr",), map="m_uplink_net"), "a network's uplink"),
+        FilterRule((from_guest,), SetMark("ct mark", fields=("ip6 saddr",), map="m_uplink_net6"), "a network's uplink"),
         FilterRule(
             (from_guest,),
             SetMark("ct mark", fields=("ip saddr",), map="m_uplink_host"),
@@ -140,6 +149,7 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
         ),
         FilterRule((), take_mark, "the first packet too"),
         FilterRule((Match(("ip daddr",), set="s_public"),), Verdict("jump", "public"), "the firewall judges"),
+        FilterRule((Match(("ip6 daddr",), set="s_public6"),), Verdict("jump", "public"), "the firewall judges"),
     )
 
 
@@ -152,6 +162,7 @@ def _public(sets: Iterable[str]) -> Chain:
             FilterRule((), VerdictMap(SENT_TO, "m_ingress"), "open ports"),
             *(_from(length) for length in lengths),
             FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
+            FilterRule((), VerdictMap(("ip6 daddr",), "m_ingress_address6"), "what an IPv6 address takes"),
             FilterRule((), DROP, "no firewall rule lets it in", counter=True),
         ),
     )
@@ -178,6 +189,8 @@ _Element = tuple[str, str]
 
 
 def _elements(rule: Firewall) -> Sequence[_Element]:
+    if is_v6(rule.address):
+        return [("m_ingress_address6", rule.address)]  # few: they are the router's own, none leads to a guest
     ports = exact_ports(rule)
     if ports is None:
         return [("m_ingress_address", rule.address)]
@@ -191,7 +204,7 @@ def _elements(rule: Firewall) -> Sequence[_Element]:
 
 def _grouped(rules: Iterable[Firewall]) -> dict[str, dict[str, list[Firewall]]]:
     """For each set or map, the rules of each key."""
-    groups: dict[str, dict[str, list[Firewall]]] = {"m_ingress": {}, "m_ingress_address": {}}
+    groups: dict[str, dict[str, list[Firewall]]] = {"m_ingress": {}, "m_ingress_address": {}, "m_ingress_address6": {}}
     for rule in rules:
         for name, key in _elements(rule):
             groups.setdefault(name, {}).setdefault(key, []).append(rule)
@@ -202,8 +215,9 @@ def _value(name: str, rules: Sequence[Firewall]) -> str | Screen:
     """What the element is that these rules share."""
     if name == "m_ingress":
         return open_to(rules, "accept", "from", "from where the firewall allows")
-    if name == "m_ingress_address":
-        return screen("open", asked(map(terms_of, rules)), ACCEPT, "the firewall allows")
+    if name in ("m_ingress_address", "m_ingress_address6"):
+        terms = (found for rule in rules for found in terms_of(rule, is_v6(rule.address)))
+        return screen("open", asked(terms), ACCEPT, "the firewall allows")
     return ""
 
 
@@ -216,15 +230,16 @@ def _neighbours(rules: Iterable[Firewall], shared: Sequence[_Element], ids: set[
     """The rules but those of `ids` that may have one of the elements: those of the same address and port."""
     if not shared:
         return []
-    addresses = {key for name, key in shared if name == "m_ingress_address"}
+    whole = ("m_ingress_address", "m_ingress_address6")
+    addresses = {key for name, key in shared if name in whole}
     doors: dict[tuple[str, str | int], list[int]] = {}
     for name, key in shared:
-        if name != "m_ingress_address":
+        if name not in whole:
             address, protocol, port = key.split(" . ")[-3:]
             doors.setdefault((address, protocol), []).append(int(port))
     near = [r for r in rules if (d := doors.get((r.address, r.protocol))) and has_port(r, d)]
     if addresses:
-        near += [r for r in rules if r.address in addresses and exact_ports(r) is None]
+        near += [r for r in rules if r.address in addresses and (is_v6(r.address) or exact_ports(r) is None)]
     return [r for r in near if r.id not in ids]
 
 
@@ -235,24 +250,28 @@ def _marks(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
     """The mark of whoever starts a flow: by the link it comes in by, by guest network, guest, own address."""
     owners = {u.link: u.interface.id for u in known}
     yield NftSet("m_uplink", "ifname", "mark", elements={u.link: str(u.mark) for u in known}, owners=owners)
-    own = {a: u for u in known for a in u.addresses}
-    marks = {a: str(u.mark) for a, u in own.items()}
-    owners = {a: u.interface.id for a, u in own.items()}
-    yield NftSet("m_uplink_own", "ipv4_addr", "mark", elements=marks, owners=owners)
-    yield NftSet("s_public", "ipv4_addr", elements=dict.fromkeys(own, ""), owners=owners)
+    for v6, suffix, key in ((False, "", "ipv4_addr"), (True, "6", "ipv6_addr")):
+        own = {a: u for u in known for a in own_addresses(u.interface, v6)}
+        marks = {a: str(u.mark) for a, u in own.items()}
+        owners = {a: u.interface.id for a, u in own.items()}
+        yield NftSet(f"m_uplink_own{suffix}", key, "mark", elements=marks, owners=owners)
+        yield NftSet(f"s_public{suffix}", key, elements=dict.fromkeys(own, ""), owners=owners)
     networks = config.networks if known else ()
     marks = {n.cidr: str(uplink_of(n.source_nat, known).mark) for n in networks}
     owners = {n.cidr: n.id for n in networks}
     yield NftSet("m_uplink_net", "ipv4_addr", "mark", interval=True, elements=marks, owners=owners)
+    marks = {n.cidr6: str(uplink6_of(n.source_nat, known).mark) for n in networks if n.cidr6}
+    owners = {n.cidr6: n.id for n in networks if n.cidr6}
+    yield NftSet("m_uplink_net6", "ipv6_addr", "mark", interval=True, elements=marks, owners=owners)
 
 
 def _reroute_rules() -> tuple[FilterRule, ...]:
+    new = Match(("ct state",), ("new",))
+    by_source = SetMark("ct mark", fields=("ip saddr",), map="m_uplink_own")
+    by_source6 = SetMark("ct mark", fields=("ip6 saddr",), map="m_uplink_own6")
     return (
-        FilterRule(
-            (Match(("ct state",), ("new",)),),
-            SetMark("ct mark", fields=("ip saddr",), map="m_uplink_own"),
-            "own flows leave by their source's uplink",
-        ),
+        FilterRule((new,), by_source, "own flows leave by their source's uplink"),
+        FilterRule((new,), by_source6, "own flows leave by their source's uplink"),
         FilterRule((), SetMark("meta mark", copy="ct mark"), "own packets take their flow's uplink"),
     )
 
@@ -275,18 +294,25 @@ def _input_rules(config: Config, facts: Facts) -> tuple[FilterRule, ...]:
     control = Match(("iifname",), tuple(link_names(config, facts, "control")))
     to_one = Match(("fib daddr type",), ("local",))  # nobody manages a router by broadcast
     manager = (control, to_one, Match(("meta l4proto",), ("tcp",)), Match(("th dport",), (CONTROL_PORT,)))
-    neighbours = Match(("icmpv6 type",), ("133", "134", "135", "136"))
     here: tuple[FieldName, ...] = ("iifname", "ip daddr")
+    here6: tuple[FieldName, ...] = ("iifname", "ip6 daddr")
+    inner = Match(("iifname",), tuple(link_names(config, facts, "guest", "private", "control")))
+    by_link = Match(("ip6 daddr",), ("fe80::/10",))  # the router's address in its advertisements
     return (
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow"),
         FilterRule((_LOOPBACK,), ACCEPT, "the router to itself"),
-        FilterRule((neighbours,), ACCEPT, "IPv6 neighbour discovery"),
+        FilterRule((_NEIGHBOURS,), ACCEPT, "IPv6 neighbour discovery"),
         FilterRule(manager, ACCEPT, "the manager"),
         FilterRule((control, to_one, _ECHO), ACCEPT, "the manager's ping"),
+        FilterRule((control, to_one, _ECHO6), ACCEPT, "the manager's ping"),
         FilterRule((Match(("ip daddr",), set="s_public"),), ACCEPT, "the firewall has judged it"),
+        FilterRule((Match(("ip6 daddr",), set="s_public6"),), ACCEPT, "the firewall has judged it"),
         FilterRule((Match(here, set="s_own"), _ECHO), ACCEPT, "ping from a neighbour"),
+        FilterRule((Match(here6, set="s_own6"), _ECHO6), ACCEPT, "ping from a neighbour"),
+        FilterRule((inner, by_link, _ECHO6), ACCEPT, "ping from a neighbour"),
         FilterRule((Match((*here, "meta l4proto", "th dport"), set="s_service"),), ACCEPT, "DHCP, DNS"),
+        FilterRule((Match((*here6, "meta l4proto", "th dport"), set="s_service6"),), ACCEPT, "DHCPv6, DNS"),
     )
 
 
@@ -305,6 +331,25 @@ def _own(config: Config, facts: Facts) -> Iterator[NftSet]:
     yield NftSet("s_own", "ifname . ipv4_addr", elements=dict.fromkeys(own, ""), owners=own)
     key = f"ifname . {PORT_KEY}"
     yield NftSet("s_service", key, elements=dict.fromkeys(services, ""), owners=services)
+    yield from _own6(config, facts)
+
+
+def _own6(config: Config, facts: Facts) -> Iterator[NftSet]:
+    """The same in IPv6, where who has no address yet asks a group."""
+    own: dict[str, str] = {}
+    services: dict[str, str] = {}
+    for link, interface in link_names(config, facts, "guest", "private").items():
+        for address in own_addresses(interface, v6=True):
+            own[f"{link} . {address}"] = interface.id
+            for n in config.networks:
+                if n.interface == interface.id and n.cidr6 and n.dns and contains(n.cidr6, address):
+                    services.update((f"{link} . {address} . {s}", n.id) for s in ("udp . 53", "tcp . 53"))
+        for n in config.networks:
+            if n.interface == interface.id and n.cidr6 and n.advertise.addresses != "off":
+                services[f"{link} . {DHCP_SERVERS} . udp . 547"] = n.id
+    yield NftSet("s_own6", "ifname . ipv6_addr", elements=dict.fromkeys(own, ""), owners=own)
+    key = "ifname . ipv6_addr . inet_proto . inet_service"
+    yield NftSet("s_service6", key, elements=dict.fromkeys(services, ""), owners=services)
 
 
 def _asked_at(network: Network, interface: Interface) -> Iterator[str]:
@@ -331,8 +376,11 @@ def _forward_rules(config: Config) -> tuple[FilterRule, ...]:
     return (
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow"),
+        FilterRule((_UNTRACKED,), DROP, "neighbour discovery is a link's own"),
         *judges(config),
         FilterRule((Match(("ct status",), ("dnat",)),), ACCEPT, "translated: the firewall has judged it"),
         FilterRule((outwards,), VerdictMap(("ip saddr",), "m_egress"), "guests outwards"),
+        FilterRule((outwards,), VerdictMap(("ip6 saddr",), "m_egress6"), "guests outwards"),
+        *inwards(config),
         *between(config),
     )

@@ -28,21 +28,22 @@ from types import MappingProxyType
 from typing import Literal
 
 from appliance.state import Chain, FieldName, FilterRule, Match, NftSet, Ruleset, Verdict
-from appliance.values import merged, shortest
-from router.config import EgressRule, Firewall
+from appliance.values import is_v6, merged, shortest
+from router.config import AclItem, EgressRule, Firewall, IngressRule
 
 EXACT_PORTS = 64  # a range up to this many ports is that many elements; a wider one is a rule in a chain
 FLAT_CIDRS = 16  # a list up to this long is so many elements a port; a longer one is asked in a chain
 INLINE_CIDRS = 4  # a list up to this long stands in the rule; a longer one is a set
 EVERYONE = "0.0.0.0/0"
+_EVERYONE = frozenset({EVERYONE, "::/0"})
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}
 
-Gated = Firewall | EgressRule
+Gated = Firewall | EgressRule | IngressRule
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Terms:
-    """What a packet must be, each "" or () for whatever: the texts of one rule's matches."""
+    """What a packet must be, each "" or () for whatever: texts of one rule's matches. Its lists are of one family."""
 
     protocol: str = ""
     ports: str = ""
@@ -50,23 +51,26 @@ class Terms:
     icmp_code: str = ""
     sources: tuple[str, ...] = ()
     destinations: tuple[str, ...] = ()
+    family: str = ""  # ipv4 or ipv6 where nothing else says it
+    icmpv6: bool = False
 
     @property
     def matches(self) -> tuple[Match, ...]:
         """The terms as conditions of one rule."""
         texts: tuple[tuple[FieldName, str], ...] = (
+            ("meta nfproto", self.family),
             ("meta l4proto", self.protocol),
             ("th dport", self.ports),
-            ("icmp type", self.icmp_type),
-            ("icmp code", self.icmp_code),
+            ("icmpv6 type" if self.icmpv6 else "icmp type", self.icmp_type),
+            ("icmpv6 code" if self.icmpv6 else "icmp code", self.icmp_code),
         )
         plain = tuple(Match((field,), (text,)) for field, text in texts if text)
-        return (*plain, *among("ip saddr", self.sources), *among("ip daddr", self.destinations))
+        return (*plain, *among("saddr", self.sources), *among("daddr", self.destinations))
 
     @property
     def text(self) -> str:
         """The terms in one line: the same terms, the same line."""
-        plain = f"{self.protocol}|{self.ports}|{self.icmp_type}|{self.icmp_code}"
+        plain = f"{self.family}{self.protocol}|{self.ports}|{self.icmp_type}|{self.icmp_code}{'v6' * self.icmpv6}"
         return f"{plain}|{','.join(self.sources)}|{','.join(self.destinations)}"
 
     @property
@@ -97,7 +101,7 @@ def protocol_name(protocol: str | int) -> str:
     """A protocol as nft prints it: a name for the four it has words for, else a number; "" for any."""
     if isinstance(protocol, int):
         return _PROTOCOLS.get(protocol, str(protocol))
-    return "" if protocol == "any" else protocol
+    return {"any": "", "icmpv6": "ipv6-icmp"}.get(protocol, protocol)
 
 
 def exact_ports(rule: Gated) -> range | None:
@@ -120,36 +124,65 @@ def has_port(rule: Gated, ports: Iterable[int]) -> bool:
     return False
 
 
-def ends_of(rule: Gated) -> Terms:
+def ends_of(rule: Gated, v6: bool | None) -> tuple[Terms, ...]:
     """From where and to where: what is left to ask of a packet that an element has found."""
-    return _ends(rule.sources, _destinations(rule))
+    return ends(rule.sources, _destinations(rule), v6)
 
 
-def _ends(sources: tuple[str, ...], destinations: tuple[str, ...]) -> Terms:
-    return Terms(sources=distinct(sources), destinations=distinct(destinations))
+@lru_cache(maxsize=4096)
+def ends(sources: tuple[str, ...], destinations: tuple[str, ...], v6: bool | None) -> tuple[Terms, ...]:
+    """What lists of CIDRs ask of packets of a family, or of both (`v6` None): of each of which both lists have some.
+
+    Nothing but ANYTHING where they say nothing of a packet; () where they can fit none.
+    """
+    if not sources and not destinations:
+        return (ANYTHING,)
+    found: dict[bool, Terms] = {}
+    for family in (False, True) if v6 is None else (v6,):
+        these, those = (tuple(c for c in cidrs if is_v6(c) is family) for cidrs in (sources, destinations))
+        if (these or not sources) and (those or not destinations):
+            found[family] = Terms(sources=distinct(these), destinations=distinct(those))
+    if found and all(terms == ANYTHING for terms in found.values()) and (v6 is not None or len(found) == 2):
+        return (ANYTHING,)
+    wide = {False: Terms(family="ipv4"), True: Terms(family="ipv6")}
+    return tuple(wide[family] if terms == ANYTHING else terms for family, terms in found.items())
 
 
 def _destinations(rule: Gated) -> tuple[str, ...]:
-    return rule.destinations if isinstance(rule, EgressRule) else ()
+    return () if isinstance(rule, Firewall) else rule.destinations
 
 
-def terms_of(rule: Gated) -> Terms:
+def terms_of(rule: Gated, v6: bool | None) -> tuple[Terms, ...]:
     """Everything that a rule asks, for one that is not elements."""
+    wanted = family_of(rule)
+    if v6 is not None and wanted not in (None, v6):
+        return ()
+    return tuple(serving(rule, terms) for terms in ends_of(rule, v6 if wanted is None else wanted))
+
+
+def family_of(rule: Gated | AclItem) -> bool | None:
+    """The family whose packets alone a rule can fit, by its type of ICMP: IPv6 (True), IPv4 (False); None: both."""
+    return None if rule.icmp_type is None else rule.protocol == "icmpv6"
+
+
+def serving(rule: Gated | AclItem, terms: Terms) -> Terms:
+    """`terms` with what a rule says of protocol, ports, type and code."""
     icmp_type, icmp_code = rule.icmp_type, rule.icmp_code
     return replace(
-        ends_of(rule),
+        terms,
         protocol="" if icmp_type is not None else protocol_name(rule.protocol),  # the type says that it is icmp
         ports=f"{rule.ports.first}-{rule.ports.last}" if rule.ports else "",
         icmp_type="" if icmp_type is None else str(icmp_type),
         icmp_code="" if icmp_code is None else str(icmp_code),
+        icmpv6=icmp_type is not None and rule.protocol == "icmpv6",
     )
 
 
 def distinct(cidrs: tuple[str, ...]) -> tuple[str, ...]:
-    """The same addresses in the fewest networks, sorted; () where that is everyone."""
+    """The same addresses, all of one family, in the fewest networks, sorted; () where that is everyone."""
     if len(cidrs) > 1:
         return _distinct(cidrs)
-    return () if EVERYONE in cidrs else tuple(map(shortest, cidrs))
+    return () if _EVERYONE.intersection(cidrs) else tuple(map(shortest, cidrs))
 
 
 def network_of(cidr: str) -> tuple[str, int]:
@@ -161,7 +194,7 @@ def network_of(cidr: str) -> tuple[str, int]:
 @lru_cache(maxsize=2048)
 def _distinct(cidrs: tuple[str, ...]) -> tuple[str, ...]:
     found = merged(cidrs)
-    return () if EVERYONE in found else found
+    return () if _EVERYONE.intersection(found) else found
 
 
 # --- shared chains and sets ---------------------------------------------------------------------------------
@@ -172,13 +205,22 @@ def digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def among(field: FieldName, cidrs: tuple[str, ...]) -> tuple[Match, ...]:
-    """The condition that a field lies in distinct CIDRs: none for (), a set for a long list."""
+def among(end: Literal["saddr", "daddr"], cidrs: tuple[str, ...]) -> tuple[Match, ...]:
+    """The condition that an end lies in distinct CIDRs of one family: none for (), a set for a long list."""
     if not cidrs:
         return ()
+    field = _FIELDS[is_v6(cidrs[0]), end]
     if len(cidrs) <= INLINE_CIDRS:
         return (Match((field,), cidrs),)
     return (Match((field,), set=_set_name(cidrs)),)
+
+
+_FIELDS: Mapping[tuple[bool, str], FieldName] = {
+    (False, "saddr"): "ip saddr",
+    (False, "daddr"): "ip daddr",
+    (True, "saddr"): "ip6 saddr",
+    (True, "daddr"): "ip6 daddr",
+}
 
 
 @lru_cache(maxsize=1024)
@@ -188,8 +230,13 @@ def _set_name(cidrs: tuple[str, ...]) -> str:
 
 @lru_cache(maxsize=256)
 def cidr_set(cidrs: tuple[str, ...]) -> NftSet:
-    """The shared set of distinct CIDRs."""
-    return NftSet(_set_name(cidrs), "ipv4_addr", interval=True, elements=dict.fromkeys(cidrs, ""))
+    """The shared set of distinct CIDRs of one family."""
+    return NftSet(
+        _set_name(cidrs),
+        "ipv6_addr" if is_v6(cidrs[0]) else "ipv4_addr",
+        interval=True,
+        elements=dict.fromkeys(cidrs, ""),
+    )
 
 
 def screen(prefix: str, terms: tuple[Terms, ...], verdict: Verdict, why: str) -> Screen:
@@ -216,11 +263,13 @@ def owner_of(ids: list[str]) -> str:
 # --- elements by verdict ------------------------------------------------------------------------------------
 
 
-def open_to(rules: Sequence[Gated], kind: Literal["accept", "drop"], prefix: str, why: str) -> str | Screen:
+def open_to(
+    rules: Sequence[Gated], kind: Literal["accept", "drop"], prefix: str, why: str, v6: bool | None = False
+) -> str | Screen:
     """The verdict of an element that `rules` share: theirs where one is for everyone, else a screen."""
     if len(rules) == 1:
-        return _open_to_one(rules[0].sources, _destinations(rules[0]), kind, prefix, why)
-    terms = asked(map(ends_of, rules))
+        return _open_to_one(rules[0].sources, _destinations(rules[0]), kind, prefix, why, v6)
+    terms = asked(terms for rule in rules for terms in ends_of(rule, v6))
     return kind if ANYTHING in terms else screen(prefix, terms, Verdict(kind), why)
 
 
@@ -232,9 +281,10 @@ def _open_to_one(
     kind: Literal["accept", "drop"],
     prefix: str,
     why: str,
+    v6: bool | None,
 ) -> str | Screen:
-    ends = _ends(sources, destinations)
-    return kind if ends == ANYTHING else screen(prefix, (ends,), Verdict(kind), why)
+    terms = ends(sources, destinations, v6)
+    return kind if ANYTHING in terms else screen(prefix, asked(terms), Verdict(kind), why)
 
 
 def filled(empty: NftSet, values: Mapping[str, str | Screen], groups: Mapping[str, Sequence[Gated]]) -> NftSet:

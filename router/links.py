@@ -17,7 +17,7 @@ built anew, and each of them is judged as new.
 from __future__ import annotations
 
 from appliance.state import Address, Facts, Link, State, Sysctl
-from appliance.values import is_v6
+from appliance.values import address_text, bounds, is_v6
 from router.config import Config, Interface
 
 # ip_forward stands first: writing it sets the others back to the defaults of a host or a router (ip-sysctl).
@@ -33,7 +33,6 @@ _ALL = (
     ("net.ipv4.conf.all.arp_ignore", "1"),  # an address is answered for on its own link only
     ("net.ipv4.conf.all.arp_announce", "2"),
     ("net.ipv4.conf.all.promote_secondaries", "1"),  # removing the first address leaves the others
-    ("net.ipv6.conf.all.forwarding", "0"),
 )
 _EACH = (
     ("net.ipv4.conf.{}.rp_filter", "0"),  # effective: the larger of `all` and the link's
@@ -45,9 +44,11 @@ _EACH = (
 def compile_links(config: Config, facts: Facts) -> State:
     """The sysctls, links and addresses of all interfaces."""
     interfaces = sorted(config.interfaces, key=lambda i: i.id)
+    routes_v6 = any(is_v6(cidr) for i in interfaces for cidr in i.addresses)
     return State(
         sysctls=(
             *(Sysctl(key, value) for key, value in _ALL),
+            Sysctl("net.ipv6.conf.all.forwarding", "1" if routes_v6 else "0"),
             *(setting for i in interfaces for setting in _settings(i, link_name(i, facts))),
         ),
         links=tuple(Link(link_name(i, facts), i.mac, i.mtu, owner=i.id) for i in interfaces),
@@ -79,6 +80,13 @@ def link_names(config: Config, facts: Facts, *uses: str) -> dict[str, Interface]
     return {link_name(i, facts): i for i in found}
 
 
-def own_addresses(interface: Interface) -> tuple[str, ...]:
-    """An interface's IPv4 addresses without their length, its own first."""
-    return tuple(cidr.partition("/")[0] for cidr in interface.addresses if not is_v6(cidr))
+def own_addresses(interface: Interface, v6: bool = False) -> tuple[str, ...]:
+    """An interface's addresses of a family without their length, its own first."""
+    return tuple(cidr.partition("/")[0] for cidr in interface.addresses if is_v6(cidr) is v6)
+
+
+def any_routers(interface: Interface) -> tuple[str, ...]:
+    """The address that is any router's in each of an interface's IPv6 subnets: the kernel makes it ours, and nobody has
+    it as a source (RFC 4291, 2.6.1). A /127 and a single address have none (RFC 6164)."""
+    nets = (c for c in interface.addresses if is_v6(c) and not c.endswith(("/127", "/128")))
+    return tuple(dict.fromkeys(address_text(bounds(c)[0], v6=True) for c in nets))

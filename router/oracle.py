@@ -9,7 +9,7 @@ this page against each other. To learn what the product does, read `verdict` and
             │    └─ translated   ── rules 3, 4: to the new destination and nowhere else; hairpin
             ── from_router       ── rule 5: its own packets are translated alike and never judged
             ── to_router         ── rule 8: what each side may ask of the router itself
-            └─ onwards           ── rules 6, 7: guests go out, tiers go to tiers
+            └─ onwards           ── rules 6, 7, 11: guests go out, tiers to tiers, and who may comes in
                  └─ sent_from    ── rule 6: source NAT
     what another sends on: acls_of, refusal ── rule 10: the ACL of where it comes from, and of where it goes
     every way out: way_out, uplink_of  ── rule 9
@@ -24,21 +24,44 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from appliance.values import bounds, contains, number, subnet
-from router.config import Acl, AclItem, Config, EgressRule, Firewall, Forward, Interface, Network, Ports, StaticNat
+from router.config import (
+    Acl,
+    AclItem,
+    Config,
+    EgressRule,
+    Firewall,
+    Forward,
+    IngressRule,
+    Interface,
+    Network,
+    Ports,
+    StaticNat,
+)
 from router.packet import NUMBERS, Outcome, Packet, Verdict
 
 # ICMP messages that ask for an answer: echo, timestamp, information, address mask (RFC 792, 950). No other starts a
 # flow: an error or an answer belongs to the flow it is about, and without one it belongs to nothing.
+# ICMPv6: echo, node information (RFC 4443, 4620).
 QUESTIONS = frozenset({8, 13, 15, 17})
+QUESTIONS6 = frozenset({128, 139})
+NEIGHBOURLY = frozenset({133, 134, 135, 136})  # neighbour discovery (RFC 4861): between two ends of a link, no flow
 EVERYONE = "255.255.255.255"
 ALL_HOSTS = "224.0.0.1"  # the one group that every machine is in (RFC 1112)
-NOBODYS = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")  # no source, and nowhere to send on to
+DHCP_SERVERS = "ff02::1:2"  # of a link (RFC 8415)
+# No source, and nowhere to send on to.
+NOBODYS = (
+    "0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::/127", "ff00::/8",
+)  # fmt: skip
+OF_A_LINK = ("fe80::/10",)  # any link has them: nothing from or to them is sent on
+GROUPS_OF_A_LINK = ("ff02::/16",)
 
 
 def verdict(config: Config, packet: Packet) -> Outcome:
-    """What becomes of a packet that starts a flow. `config` passed the checks; IPv4."""
+    """What becomes of a packet that starts a flow. `config` passed the checks."""
     if packet.in_interface == "":
         return from_router(config, packet)
+    if packet.is_v6 and packet.is_icmp and packet.icmp_type in NEIGHBOURLY and is_for_us(config, packet.destination):
+        return local(packet, "neighbour discovery")
     if not starts_a_flow(packet):
         return dropped(packet, "an ICMP message that asks nothing starts no flow")
     came_by = next(i for i in config.interfaces if i.id == packet.in_interface)
@@ -52,7 +75,7 @@ def verdict(config: Config, packet: Packet) -> Outcome:
 
 
 def starts_a_flow(packet: Packet) -> bool:
-    return packet.number != 1 or packet.icmp_type in QUESTIONS
+    return not packet.is_icmp or packet.icmp_type in (QUESTIONS6 if packet.is_v6 else QUESTIONS)
 
 
 # --- rule 0: senders ---
@@ -65,14 +88,14 @@ def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
         return ""
     if is_among(source, NOBODYS):
         return f"{source} is nobody's address"
-    if holder_of(config, source):
+    if is_own(config, source):
         return f"{source} is the router's own address"
     if is_broadcast(config.interfaces, source):
         return f"{source} is a broadcast address"
     home = inner_home_of(config, source)
     if home is not None and home is not came_by:
         return f"{source} lives behind {home.id}"
-    if came_by.use == "guest" and home is None:
+    if came_by.use == "guest" and home is None and not is_among(source, OF_A_LINK):
         return f"{source} is a stranger among the guests of {came_by.id}"
     return ""
 
@@ -165,7 +188,7 @@ def from_router(config: Config, packet: Packet) -> Outcome:
     """Its own packets are translated as anyone's are, and go where they want."""
     if starts_a_flow(packet) and (translation := translation_of(config, packet)):
         return translated(config, packet, translation, None)
-    if holder_of(config, packet.destination) or contains("127.0.0.0/8", packet.destination):
+    if is_own(config, packet.destination) or is_among(packet.destination, ("127.0.0.0/8", "::1/128")):
         return local(packet, "from the router to itself")
     out = way_out(config, packet.destination, uplink_of(config, packet, None))
     if out is None:
@@ -178,7 +201,10 @@ def from_router(config: Config, packet: Packet) -> Outcome:
 
 
 def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
-    """Untranslated, to somewhere else: for guests on their way out, and for whoever goes to a tier."""
+    """Untranslated, to somewhere else: for guests on their way out, for whoever comes in to guests by their own
+    addresses, and for whoever goes to a tier."""
+    if is_among(packet.source, OF_A_LINK):
+        return dropped(packet, f"{packet.source} is of one link alone")
     out = way_out(config, packet.destination, uplink_of(config, packet, came_by))
     if out is None:
         return dropped(packet, f"there is no way to {packet.destination}")
@@ -188,6 +214,8 @@ def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     if network and out.use in ("public", "private"):
         return outwards(config, packet, network, out)
     there = network_of(config, out, packet.destination)
+    if there and came_by.use in ("public", "private") and (packet.is_v6 or there.routed):
+        return inwards(config, packet, there, out)
     if there and there.acl and ((network and network.acl) or came_by.use == "private"):
         source, by = sent_from(config, packet, out)
         why = f"into tier {there.id}, and no ACL forbids it"
@@ -206,7 +234,17 @@ def outwards(config: Config, packet: Packet, network: Network, out: Interface) -
     return forwarded(packet, out, source, packet.destination, packet.destination_port, why, *judges, *by)
 
 
-def is_exception(rule: EgressRule, network: Network, packet: Packet) -> bool:
+def inwards(config: Config, packet: Packet, network: Network, out: Interface) -> Outcome:
+    """From outside to a guest by its own address: a rule of `ingress` lets it in, or, of a tier, its ACL has."""
+    rule = next((rule for rule in config.ingress if is_exception(rule, network, packet)), None)
+    if rule is None and network.acl is None:
+        return dropped(packet, f"no ingress rule of {network.id} lets it in", network.id)
+    by = rule.id if rule else str(network.acl)
+    why = "let in, by the guest's own address"
+    return forwarded(packet, out, packet.source, packet.destination, packet.destination_port, why, network.id, by)
+
+
+def is_exception(rule: EgressRule | IngressRule, network: Network, packet: Packet) -> bool:
     return (
         rule.network == network.id
         and is_of(rule, packet)
@@ -268,7 +306,7 @@ def allows(items: tuple[AclItem, ...], default: str, packet: Packet, far: str) -
 
 def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     """To the router itself, by an address that isn't public: what each side may ask of it."""
-    echo = packet.number == 1 and packet.icmp_type == 8
+    echo = is_echo(packet)
     to_one = holder_of(config, packet.destination) is not None
     if came_by.use == "control" and to_one and (echo or is_to_port(packet, "tcp", 3922)):
         return local(packet, "the manager's way in", came_by.id)
@@ -283,20 +321,31 @@ def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
 
 def is_asked(packet: Packet, network: Network, interface: Interface) -> bool:
     """Is it sent to the router's address in this network, or to everyone there?"""
+    if packet.is_v6 and packet.destination == DHCP_SERVERS:
+        return service_of(packet, network) == "DHCP"
     if packet.destination == EVERYONE or number(packet.destination) == bounds(network.cidr)[1]:
         return True
-    return packet.destination in addresses(interface) and contains(network.cidr, packet.destination)
+    asked = packet.destination in addresses(interface) and is_in(network, packet.destination)
+    return asked and not (packet.is_v6 and service_of(packet, network) == "DHCP")
 
 
 def service_of(packet: Packet, network: Network) -> str:
     """What a packet asks of a network's services, "" where the network has no such service."""
-    if packet.number == 1 and packet.icmp_type == 8:
+    if packet.is_v6 and network.cidr6 is None:
+        return ""
+    if is_echo(packet):
         return "echo"
-    if network.dhcp.enabled and is_to_port(packet, "udp", 67):
+    if not packet.is_v6 and network.dhcp.enabled and is_to_port(packet, "udp", 67):
+        return "DHCP"
+    if packet.is_v6 and network.advertise.addresses != "off" and is_to_port(packet, "udp", 547):
         return "DHCP"
     if network.dns and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
         return "DNS"
     return ""
+
+
+def is_echo(packet: Packet) -> bool:
+    return packet.is_icmp and packet.icmp_type == (128 if packet.is_v6 else 8)
 
 
 def is_to_port(packet: Packet, protocol: str, port: int) -> bool:
@@ -316,24 +365,32 @@ def uplink_of(config: Config, packet: Packet, came_by: Interface | None) -> Inte
         return None
     if own := static_nat_of(config, packet.source):
         return holder_of(config, own.address)
-    if network.source_nat is not None:
-        return holder_of(config, network.source_nat)
-    return next((i for i in config.interfaces if i.use == "public"), None)
+    publics = [i for i in config.interfaces if i.use == "public"]
+    own_uplink = holder_of(config, network.source_nat) if network.source_nat else next(iter(publics), None)
+    if packet.is_v6 and own_uplink and not own_uplink.gateway6:
+        return next((i for i in publics if i.gateway6), own_uplink)
+    return own_uplink
 
 
 def way_out(config: Config, destination: str, uplink: Interface | None) -> Interface | None:
     """The interface by which a packet leaves: guests, private networks and static routes first, then its uplink."""
-    if is_among(destination, NOBODYS):
+    if is_among(destination, NOBODYS) or is_among(destination, OF_A_LINK):
         return None
+    v6 = ":" in destination
     ways = [(subnet(a), i) for i in config.interfaces if i.use != "public" for a in i.addresses]
     ways += [(r.destination, i) for r in config.routes if (i := neighbour_of(config, r.via))]
     if inner := narrowest(ways, destination):
         return inner
-    if uplink is not None:
+    if uplink is not None and (has_gateway(uplink, v6) or is_connected(uplink, destination)):
         return uplink
     publics = [i for i in config.interfaces if i.use == "public"]
     nearby = narrowest([(subnet(a), i) for i in publics for a in i.addresses], destination)
-    return nearby or (publics[0] if publics else None)
+    return nearby or next((i for i in publics if has_gateway(i, v6)), None)
+
+
+def has_gateway(interface: Interface, v6: bool) -> bool:
+    """Does it lead anywhere? A public interface always does in IPv4."""
+    return (interface.gateway6 if v6 else interface.gateway) is not None
 
 
 def neighbour_of(config: Config, via: str) -> Interface | None:
@@ -355,7 +412,8 @@ def addresses(interface: Interface) -> list[str]:
 
 
 def first_address(interface: Interface) -> str:
-    return addresses(interface)[0]
+    """Its own, to which IPv4 is translated."""
+    return next(a for a in addresses(interface) if ":" not in a)
 
 
 def holder_of(config: Config, address: str, use: str = "") -> Interface | None:
@@ -369,15 +427,23 @@ def is_connected(interface: Interface, address: str) -> bool:
 
 def is_for_us(config: Config, destination: str) -> bool:
     """Is it the router's, alone or among others?"""
-    if holder_of(config, destination) or is_broadcast(config.interfaces, destination):
+    if is_own(config, destination) or is_broadcast(config.interfaces, destination):
         return True
-    return destination in (EVERYONE, ALL_HOSTS)
+    return destination in (EVERYONE, ALL_HOSTS) or is_among(destination, GROUPS_OF_A_LINK)
+
+
+def is_own(config: Config, address: str) -> bool:
+    """Is it the router's, or, in IPv6, any router's of one of its subnets (RFC 4291, 2.6.1)?"""
+    if holder_of(config, address):
+        return True
+    nets = [a for i in config.interfaces for a in i.addresses if ":" in a and not a.endswith(("/127", "/128"))]
+    return ":" in address and any(number(address) == bounds(net)[0] for net in nets)
 
 
 def is_broadcast(interfaces: tuple[Interface, ...], address: str) -> bool:
-    """The last address of a subnet of one of the interfaces; a /31 has none (RFC 3021)."""
-    spans: Iterator[tuple[int, int]] = (bounds(a) for i in interfaces for a in i.addresses)
-    return any(last - first > 1 and number(address) == last for first, last in spans)
+    """The last address of a subnet of one of the interfaces; a /31 has none (RFC 3021), nor has IPv6."""
+    spans: Iterator[tuple[int, int]] = (bounds(a) for i in interfaces for a in i.addresses if ":" not in a)
+    return ":" not in address and any(last - first > 1 and number(address) == last for first, last in spans)
 
 
 def networks_on(config: Config, interface: Interface) -> list[Network]:
@@ -386,7 +452,11 @@ def networks_on(config: Config, interface: Interface) -> list[Network]:
 
 def network_of(config: Config, came_by: Interface, source: str) -> Network | None:
     """The guest network behind this interface that a source belongs to."""
-    return next((n for n in networks_on(config, came_by) if contains(n.cidr, source)), None)
+    return next((n for n in networks_on(config, came_by) if is_in(n, source)), None)
+
+
+def is_in(network: Network, address: str) -> bool:
+    return contains(network.cidr, address) or (network.cidr6 is not None and contains(network.cidr6, address))
 
 
 def static_nat_of(config: Config, guest: str) -> StaticNat | None:
@@ -396,13 +466,15 @@ def static_nat_of(config: Config, guest: str) -> StaticNat | None:
 # --- what a rule says of a packet ---
 
 
-def is_of(rule: Firewall | EgressRule | AclItem, packet: Packet) -> bool:
+def is_of(rule: Firewall | EgressRule | IngressRule | AclItem, packet: Packet) -> bool:
     """Protocol, port as sent, type and code."""
     if rule.protocol == "any":
         return True
     if (rule.protocol if isinstance(rule.protocol, int) else NUMBERS[rule.protocol]) != packet.number:
         return False
     if rule.ports is not None and not holds(rule.ports, packet.destination_port):
+        return False
+    if rule.icmp_type is not None and not packet.is_icmp:
         return False
     return rule.icmp_type in (None, packet.icmp_type) and rule.icmp_code in (None, packet.icmp_code)
 

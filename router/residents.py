@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from appliance.state import Problem
 from appliance.values import address, is_v6
 from router.config import Config, Host, Record
-from router.topology import Ground, listed, v4_problems
+from router.topology import Ground, listed, only
 
 _HOSTNAME = re.compile(
     r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?)*"
@@ -18,7 +18,8 @@ _HOSTNAME = re.compile(
 def host_problems(host: Host, ground: Ground) -> Iterator[Problem]:
     """One host by itself."""
     if is_v6(host.address):
-        yield from v4_problems(f"config.hosts[{host.id}].address", (host.address,))
+        told = f"{host.address} is IPv6; write it as address6, and here the guest's IPv4 address"
+        yield Problem(f"config.hosts[{host.id}].address", told)
     elif (lot := ground.lots.get(host.network)) is None:
         known = listed(ground.lots) or "none"
         told = f"there is no network {host.network}; the networks are: {known}"
@@ -26,15 +27,26 @@ def host_problems(host: Host, ground: Ground) -> Iterator[Problem]:
     elif why := lot.why_not(host.address):
         yield Problem(f"config.hosts[{host.id}].address", f"{why}; give a free address of the network")
     if host.dns or host.routers:
-        yield from v4_problems(f"config.hosts[{host.id}].dns", host.dns or ())
-        yield from v4_problems(f"config.hosts[{host.id}].routers", host.routers or ())
+        yield from only(f"config.hosts[{host.id}].dns", host.dns or ())
+        yield from only(f"config.hosts[{host.id}].routers", host.routers or ())
+    if host.address6 and host.network in ground.lots and (why := _why_not6(host, host.address6, ground)):
+        yield Problem(f"config.hosts[{host.id}].address6", f"{why}; give a free address of the network")
+
+
+def _why_not6(host: Host, address: str, ground: Ground) -> str:
+    if not is_v6(address):
+        return f"{address} is IPv4"
+    if (lot := ground.lots6.get(host.network)) is None:
+        return f"network {host.network} has no cidr6"
+    return lot.why_not(address)
 
 
 def twin_problems(hosts: Iterable[Host]) -> Iterator[Problem]:
     """Two hosts of one network with one address, MAC or name. Names: case is nothing (RFC 4343)."""
     seen: dict[tuple[str, str, str], str] = {}
     for host in hosts:
-        for field, value in (("address", host.address), ("mac", host.mac), ("name", host.name.lower())):
+        v6 = (("address6", host.address6),) if host.address6 else ()
+        for field, value in (("address", host.address), ("mac", host.mac), ("name", host.name.lower()), *v6):
             other = seen.setdefault((host.network, field, value), host.id)
             if other != host.id:
                 yield twin(host, other, field, value)

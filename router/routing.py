@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 from zlib import crc32
 
 from appliance.state import Facts, File, Route, Rule, State
@@ -71,6 +72,13 @@ def uplink_of(address: str | None, known: tuple[Uplink, ...]) -> Uplink:
     return next((u for u in known if address in u.addresses), known[0])
 
 
+def uplink6_of(address: str | None, known: tuple[Uplink, ...]) -> Uplink:
+    """The uplink of IPv6 for a network with this source NAT: the same as in IPv4 if it has a gateway6, else the first
+    that has one."""
+    same = uplink_of(address, known)
+    return same if same.interface.gateway6 else next((u for u in known if u.interface.gateway6), same)
+
+
 def compile_routing(config: Config, facts: Facts) -> State:
     """Tables, routes, rules; the gateways as probes."""
     known = uplinks(config, facts)
@@ -94,10 +102,17 @@ def _table_names(known: Iterable[Uplink]) -> File:
 
 
 def _rules(known: Iterable[Uplink]) -> Iterator[Rule]:
-    yield Rule(100, MAIN, suppress=0)
-    for uplink in known:
-        yield Rule(110, uplink.table, mark=uplink.mark, mask=MASK, owner=uplink.interface.id)
-    yield Rule(120, UPLINKS_TABLE)
+    known = tuple(known)
+    families: tuple[Literal[4, 6], ...] = (4, 6) if any(map(_has_v6, known)) else (4,)
+    for family in families:
+        yield Rule(100, MAIN, suppress=0, family=family)
+        for uplink in known:
+            yield Rule(110, uplink.table, mark=uplink.mark, mask=MASK, family=family, owner=uplink.interface.id)
+        yield Rule(120, UPLINKS_TABLE, family=family)
+
+
+def _has_v6(uplink: Uplink) -> bool:
+    return any(map(is_v6, uplink.interface.addresses))
 
 
 def _default(known: tuple[Uplink, ...]) -> Iterator[Route]:
@@ -105,20 +120,24 @@ def _default(known: tuple[Uplink, ...]) -> Iterator[Route]:
     for uplink in known[:1]:
         if uplink.interface.gateway:
             yield _out(uplink, uplink.interface.gateway, MAIN)
+    for uplink in [u for u in known if u.interface.gateway6][:1]:
+        yield _out(uplink, str(uplink.interface.gateway6), MAIN)
 
 
 def _own_table(uplink: Uplink) -> Iterator[Route]:
     """An uplink's table: its subnets on the link, the rest through its gateway."""
     for cidr, source in _subnets(uplink).items():
         yield Route(cidr, uplink.link, table=uplink.table, source=source, owner=uplink.interface.id)
-    if uplink.interface.gateway:
-        yield _out(uplink, uplink.interface.gateway, uplink.table)
+    for gateway in (uplink.interface.gateway, uplink.interface.gateway6):
+        if gateway:
+            yield _out(uplink, gateway, uplink.table)
 
 
 def _out(uplink: Uplink, gateway: str, table: int) -> Route:
     near = towards(gateway, subnets((uplink.interface,)))
-    source = near.address if near else uplink.addresses[0]
-    return Route("0.0.0.0/0", uplink.link, gateway, table, source, owner=uplink.interface.id)
+    source = near.address if near else own_addresses(uplink.interface, is_v6(gateway))[0]
+    default = "::/0" if is_v6(gateway) else "0.0.0.0/0"
+    return Route(default, uplink.link, gateway, table, source, owner=uplink.interface.id)
 
 
 def _neighbours(known: Iterable[Uplink]) -> Iterator[Route]:
@@ -132,8 +151,8 @@ def _neighbours(known: Iterable[Uplink]) -> Iterator[Route]:
 
 
 def _subnets(uplink: Uplink) -> dict[str, str]:
-    """The subnets on an uplink, each with the first address in it. A /32 has no neighbours."""
-    return {s.cidr: s.address for s in subnets((uplink.interface,)) if not s.cidr.endswith("/32")}
+    """The subnets on an uplink, each with the first address in it. One of a single address has no neighbours."""
+    return {s.cidr: s.address for s in subnets((uplink.interface,)) if s.first < s.last}
 
 
 def _static(config: Config, facts: Facts) -> Iterator[Route]:
@@ -162,19 +181,16 @@ class Subnet:
 
 
 def subnets(interfaces: Iterable[Interface]) -> tuple[Subnet, ...]:
-    """The IPv4 subnets of these interfaces, the smallest first; each interface's once."""
-    found: dict[tuple[str, int, int], Subnet] = {}
+    """The subnets of these interfaces, the smallest first; each interface's once."""
+    found: dict[tuple[str, str], Subnet] = {}
     for interface in interfaces:
         for cidr in interface.addresses:
-            if not is_v6(cidr):
-                first, last = bounds(cidr)
-                if (interface.id, first, last) not in found:
-                    address = cidr.partition("/")[0]
-                    found[interface.id, first, last] = Subnet(subnet(cidr), first, last, interface, address)
+            if (interface.id, net := subnet(cidr)) not in found:
+                found[interface.id, net] = Subnet(net, *bounds(cidr), interface, cidr.partition("/")[0])
     return tuple(sorted(found.values(), key=lambda s: (s.last - s.first, s.interface.id)))
 
 
 def towards(address: str, known: Iterable[Subnet]) -> Subnet | None:
-    """The smallest subnet that holds an IPv4 address, as a router would choose."""
-    wanted = number(address)
-    return next((s for s in known if s.first <= wanted <= s.last), None)
+    """The smallest subnet that holds an address, as a router would choose."""
+    wanted, v6 = number(address), is_v6(address)
+    return next((s for s in known if s.first <= wanted <= s.last and is_v6(s.cidr) is v6), None)

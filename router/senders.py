@@ -1,29 +1,33 @@
 """Who can be behind which link: a new packet whose source cannot have come from there is dropped (README.md, 0).
 
-    m_sender         subnets of guest, private and control interfaces -> behind_<interface>
+    m_sender, m_sender6
+                     subnets of guest, private and control interfaces -> behind_<interface>
     behind_<...>     came in by that interface: go on; else it is a lie
     senders          asks m_sender; what is in none of the subnets is a stranger: no guest interface has any
 
 The kernel's own check (rp_filter) would ask the routing tables, which lead a marked packet by its uplink's, and drop
-good answers. It still drops, whatever we say, what comes from one of the router's own addresses or a broadcast one.
+good answers. It still drops, whatever we say, what comes from one of the router's own IPv4 addresses or a broadcast
+one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Verdict, VerdictMap
-from appliance.values import merged, subnet
-from router.config import Config
-from router.links import link_names
+from appliance.values import is_v6, merged, subnet
+from router.config import Config, Interface
+from router.links import any_routers, link_names, own_addresses
 
 DROP, RETURN = Verdict("drop"), Verdict("return")
+NOBODYS6 = ("::/127", "ff00::/8")  # who has no address yet asks his neighbours, and that ingress takes before
+LINK_LOCAL = ("fe80::/10",)
 
 
 def compile_senders(config: Config, facts: Facts) -> State:
     """Chain `senders`, to which ingress (firewall.py) sends every new packet, with its map and chains."""
     inner = link_names(config, facts, "guest", "private", "control")
-    homes = {cidr: i for i in inner.values() for cidr in merged(tuple(map(subnet, i.addresses)))}
-    elements = {cidr: f"goto behind_{i.id}" for cidr, i in homes.items()}
-    owners = {cidr: i.id for cidr, i in homes.items()}
+    own = {a: i.id for i in config.interfaces for a in (*own_addresses(i, v6=True), *any_routers(i))}
     at_home = [
         Chain(
             f"behind_{i.id}",
@@ -37,10 +41,24 @@ def compile_senders(config: Config, facts: Facts) -> State:
     ]
     return State(
         ruleset=Ruleset(
-            {"m_sender": NftSet("m_sender", "ipv4_addr", "verdict", True, elements, owners)},
+            {
+                s.name: s
+                for s in (
+                    *_homes(inner.values()),
+                    NftSet("s_self6", "ipv6_addr", "", False, dict.fromkeys(own, ""), own),
+                )
+            },
             (Chain("senders", _rules()), *at_home),
         )
     )
+
+
+def _homes(inner: Iterable[Interface]) -> Iterator[NftSet]:
+    """m_sender of each family: an inner interface's subnets -> the chain that knows its link."""
+    for name, key, v6 in (("m_sender", "ipv4_addr", False), ("m_sender6", "ipv6_addr", True)):
+        homes = {cidr: i for i in inner for cidr in merged(tuple(subnet(a) for a in i.addresses if is_v6(a) is v6))}
+        leads = {cidr: f"goto behind_{i.id}" for cidr, i in homes.items()}
+        yield NftSet(name, key, "verdict", True, leads, {cidr: i.id for cidr, i in homes.items()})
 
 
 def _rules() -> tuple[FilterRule, ...]:
@@ -49,6 +67,11 @@ def _rules() -> tuple[FilterRule, ...]:
     return (
         FilterRule((), VerdictMap(("ip saddr",), "m_sender"), "who lives where"),
         FilterRule((guest, nobody, everyone), RETURN, "a guest that asks for an address"),
-        # IPv6 goes on to the chains that drop it: they let neighbour discovery be (README.md, 8).
         FilterRule((guest, v4), DROP, "a stranger among guests", counter=True),
+        FilterRule((Match(("ip6 saddr",), set="s_self6"),), DROP, "one of the router's own addresses", counter=True),
+        FilterRule((Match(("ip6 saddr",), NOBODYS6),), DROP, "nobody's address", counter=True),
+        FilterRule((Match(("ip6 daddr",), ("::/127",)),), DROP, "to nobody's address", counter=True),
+        FilterRule((), VerdictMap(("ip6 saddr",), "m_sender6"), "who lives where"),
+        FilterRule((Match(("ip6 saddr",), LINK_LOCAL),), RETURN, "of a link alone: the kernel sends none on"),
+        FilterRule((guest, Match(("meta nfproto",), ("ipv6",))), DROP, "a stranger among guests", counter=True),
     )

@@ -13,38 +13,43 @@ from dataclasses import dataclass
 
 from appliance.state import Problem
 from appliance.values import bounds, is_v6, number, subnet
-from router.config import Config, Interface, Network
+from router.config import Advertise, Config, Interface, Network
 from router.links import own_addresses
 from router.routing import Subnet, subnets, towards
 
 
 @dataclass(frozen=True, slots=True)
 class Lot:
-    """A guest network: its bounds as numbers and the router's own addresses in it."""
+    """A guest network in one family: its bounds as numbers and the router's own addresses in it."""
 
     network: Network
+    cidr: str
     first: int
     last: int
     own: frozenset[str]
 
     def why_not(self, address: str) -> str:
-        """Why no guest can have this IPv4 address, "" where one can."""
+        """Why no guest can have this address, "" where one can. It is of the lot's family."""
         place = number(address)
         if not self.first <= place <= self.last:
-            return f"{address} is not in network {self.network.id} ({self.network.cidr})"
+            return f"{address} is not in network {self.network.id} ({self.cidr})"
         if address in self.own:
             return f"{address} is the router's own address in network {self.network.id}"
+        if is_v6(address):
+            return f"{address} is any router's address in {self.cidr} (RFC 4291, 2.6.1)" if place == self.first else ""
         if self.last - self.first > 1 and place in (self.first, self.last):
-            return f"{address} is the network or broadcast address of {self.network.cidr}"
+            return f"{address} is the network or broadcast address of {self.cidr}"
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Whose an address is: `public` by address, `lots` by network id, `order` by first address."""
+    """Whose an address is: `public` by address, of either family; `lots` by network id, `order` by first address, of
+    IPv4; `lots6`, of the networks that have IPv6."""
 
     public: Mapping[str, Interface]
     lots: Mapping[str, Lot]
+    lots6: Mapping[str, Lot]
     order: tuple[Lot, ...]
     starts: tuple[int, ...]
 
@@ -56,16 +61,14 @@ class Ground:
 
     def not_public(self, path: str, address: str) -> Iterator[Problem]:
         """The problem of an address that should be a public one."""
-        if is_v6(address):
-            yield only_v4(path, address)
-        elif address not in self.public:
+        if address not in self.public:
             known = listed(self.public) or "none"
             yield Problem(path, f"{address} is not an address of a public interface; those are: {known}")
 
     def no_guest(self, path: str, address: str) -> Iterator[Problem]:
         """The problem of an address that should be a guest's."""
         if is_v6(address):
-            yield only_v4(path, address)
+            yield untranslated(path, address)
         elif (lot := self.lot_of(address)) is None:
             known = listed(f"{lot.network.id} ({lot.network.cidr})" for lot in self.order) or "none"
             yield Problem(path, f"{address} is in no guest network; the networks are: {known}")
@@ -75,29 +78,41 @@ class Ground:
 
 def survey(config: Config) -> Ground:
     """The ground of a document, as far as it makes sense."""
-    public = {a: i for i in config.interfaces if i.use == "public" for a in own_addresses(i)}
+    public = {a.partition("/")[0]: i for i in config.interfaces if i.use == "public" for a in i.addresses}
     interfaces = {i.id: i for i in config.interfaces}
-    lots = {}
+    lots, lots6 = {}, {}
     for network in config.networks:
+        interface = interfaces.get(network.interface)
         if not is_v6(network.cidr):
-            first, last = bounds(network.cidr)
-            interface = interfaces.get(network.interface)
-            own = own_addresses(interface) if interface else ()
-            lots[network.id] = Lot(network, first, last, frozenset(a for a in own if first <= number(a) <= last))
-    order = tuple(sorted(lots.values(), key=lambda lot: lot.first))
-    return Ground(public, lots, order, tuple(lot.first for lot in order))
+            lots[network.id] = _lot(network, network.cidr, interface)
+        if network.cidr6 and is_v6(network.cidr6):
+            lots6[network.id] = _lot(network, network.cidr6, interface)
+    order = _in_order(lots)
+    return Ground(public, lots, lots6, order, tuple(lot.first for lot in order))
 
 
-def only_v4(path: str, text: str) -> Problem:
-    """The problem of an IPv6 address or network."""
-    return Problem(path, f"this version serves IPv4, and {text} is IPv6; remove it")
+def _lot(network: Network, cidr: str, interface: Interface | None) -> Lot:
+    first, last = bounds(cidr)
+    own = own_addresses(interface, is_v6(cidr)) if interface else ()
+    return Lot(network, cidr, first, last, frozenset(a for a in own if first <= number(a) <= last))
 
 
-def v4_problems(path: str, texts: Iterable[str]) -> Iterator[Problem]:
-    """The IPv6 addresses and networks in a list."""
+def _in_order(lots: Mapping[str, Lot]) -> tuple[Lot, ...]:
+    return tuple(sorted(lots.values(), key=lambda lot: lot.first))
+
+
+def untranslated(path: str, text: str) -> Problem:
+    """The problem of an IPv6 address where addresses are translated."""
+    told = "IPv6 is not translated: let guests be reached by their own addresses, by rules in config.ingress"
+    return Problem(path, f"{text} is IPv6, and {told}")
+
+
+def only(path: str, texts: Iterable[str], v6: bool = False) -> Iterator[Problem]:
+    """The addresses and networks in a list that aren't of the family that is wanted there."""
     for text in texts:
-        if ":" in text:
-            yield only_v4(path, text)
+        if (":" in text) is not v6:
+            here, wanted = ("IPv4", "IPv6") if v6 else ("IPv6", "IPv4")
+            yield Problem(path, f"{text} is {here}, and this takes {wanted}; remove it")
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
@@ -127,16 +142,13 @@ def interface_problems(config: Config) -> Iterator[Problem]:
 
 
 def _interface(interface: Interface, path: str) -> Iterator[Problem]:
-    yield from v4_problems(f"{path}.addresses", interface.addresses)
-    if interface.gateway6 is not None:
-        yield only_v4(f"{path}.gateway6", interface.gateway6)
-    own = [cidr for cidr in interface.addresses if not is_v6(cidr)]
-    for cidr in own:
-        if why := _not_a_host(cidr):
+    for cidr in interface.addresses:
+        if why := _not_a_host6(cidr) if is_v6(cidr) else _not_a_host(cidr):
             yield Problem(f"{path}.addresses", f"{cidr} {why}; give the interface an address of its own")
-    if interface.use in ("public", "control") and not own:
+    if interface.use in ("public", "control") and not own_addresses(interface):
         yield Problem(f"{path}.addresses", f"a {interface.use} interface needs an IPv4 address; add one")
     yield from _gateway(interface, f"{path}.gateway")
+    yield from _gateway6(interface, f"{path}.gateway6")
 
 
 def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
@@ -147,10 +159,32 @@ def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
     elif gateway is None:
         yield Problem(path, "a public interface needs a gateway; add the address of the next router")
     elif is_v6(gateway):
-        yield only_v4(path, gateway)
-    elif gateway in own_addresses(interface):
+        yield Problem(path, f"{gateway} is IPv6; write it as gateway6, and here the IPv4 address of the next router")
+    else:
+        yield from _next_router(interface, gateway, path)
+
+
+def _gateway6(interface: Interface, path: str) -> Iterator[Problem]:
+    gateway = interface.gateway6
+    if gateway is None:
+        return
+    if interface.use != "public":
+        yield Problem(path, "only a public interface has a gateway; remove it, or write a static route")
+    elif not is_v6(gateway):
+        yield Problem(path, f"{gateway} is IPv4; write it as gateway, and here the IPv6 address of the next router")
+    elif not own_addresses(interface, v6=True):
+        yield Problem(path, "the interface has no IPv6 address to reach it from; add one to addresses")
+    else:
+        yield from _next_router(interface, gateway, path)
+
+
+def _next_router(interface: Interface, gateway: str, path: str) -> Iterator[Problem]:
+    """A gateway is a neighbour, and not the interface itself."""
+    v6 = is_v6(gateway)
+    known = [s for s in subnets((interface,)) if is_v6(s.cidr) is v6]
+    if gateway in own_addresses(interface, v6):
         yield Problem(path, f"{gateway} is the interface's own address; give the next router's")
-    elif (known := subnets((interface,))) and towards(gateway, known) is None:
+    elif known and towards(gateway, known) is None:
         told = listed(s.cidr for s in known)
         yield Problem(path, f"{gateway} is in no subnet of the interface ({told}); correct it, or the prefix lengths")
 
@@ -187,6 +221,18 @@ def _not_a_host(cidr: str) -> str:
     return ""
 
 
+def _not_a_host6(cidr: str) -> str:
+    """The same of an IPv6 address."""
+    address, first = number(cidr.partition("/")[0]), bounds(cidr)[0]
+    if address >> 120 == 0xFF or address < 2:
+        return "is no unicast address"
+    if address >> 118 == 0xFE80 >> 6:
+        return "is an address of the link alone, of which the kernel makes its own"
+    if address == first and not cidr.endswith(("/127", "/128")):
+        return "is the address of any router of its subnet (RFC 4291, 2.6.1)"
+    return ""
+
+
 def _shared_macs(config: Config) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for interface in config.interfaces:
@@ -199,7 +245,7 @@ def _shared_macs(config: Config) -> Iterator[Problem]:
 def _shared_addresses(config: Config) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for interface in config.interfaces:
-        for address in own_addresses(interface):
+        for address in (a.partition("/")[0] for a in interface.addresses):
             path = f"config.interfaces[{interface.id}].addresses"
             if address in seen:
                 yield Problem(path, f"{address} is an address of interface {seen[address]} already; remove one")
@@ -208,15 +254,16 @@ def _shared_addresses(config: Config) -> Iterator[Problem]:
 
 def _overlaps(config: Config) -> Iterator[Problem]:
     """Two interfaces on overlapping subnets: only public ones may, for each has a table of its own."""
-    reach: Subnet | None = None
     inner = [s for s in subnets(config.interfaces) if s.interface.use != "public"]
-    for here in sorted(inner, key=lambda s: (s.first, -s.last)):
-        if reach and here.first <= reach.last and here.interface is not reach.interface:
-            path = f"config.interfaces[{here.interface.id}].addresses"
-            other = f"{reach.cidr} of interface {reach.interface.id}"
-            yield Problem(path, f"subnet {here.cidr} overlaps {other}; give them separate subnets")
-        if reach is None or here.last > reach.last:
-            reach = here
+    for v6 in (False, True):
+        reach: Subnet | None = None
+        for here in sorted((s for s in inner if is_v6(s.cidr) is v6), key=lambda s: (s.first, -s.last)):
+            if reach and here.first <= reach.last and here.interface is not reach.interface:
+                path = f"config.interfaces[{here.interface.id}].addresses"
+                other = f"{reach.cidr} of interface {reach.interface.id}"
+                yield Problem(path, f"subnet {here.cidr} overlaps {other}; give them separate subnets")
+            if reach is None or here.last > reach.last:
+                reach = here
 
 
 # --- networks -----------------------------------------------------------------------------------------------
@@ -234,18 +281,51 @@ def network_problems(config: Config, ground: Ground) -> Iterator[Problem]:
                 told = "a network with an ACL leaves its egress to that; say deny as its egress_default"
                 yield Problem(f"{path}.egress.default", told)
         if is_v6(network.cidr):
-            yield only_v4(f"{path}.cidr", network.cidr)
+            yield Problem(f"{path}.cidr", f"{network.cidr} is IPv6; write it as cidr6, and here the IPv4 subnet")
         else:
             yield from _place(network, interfaces, path)
         if network.source_nat is not None:
-            yield from ground.not_public(f"{path}.source_nat", network.source_nat)
-        yield from v4_problems(f"{path}.upstream", network.upstream)
+            yield from _source_nat(network.source_nat, network, ground, f"{path}.source_nat")
         yield from _dhcp(network, ground, f"{path}.dhcp")
-    for before, after in zip(ground.order, ground.order[1:], strict=False):
-        if after.first <= before.last:
-            path = f"config.networks[{after.network.id}].cidr"
-            other = f"{before.network.cidr} of network {before.network.id}"
-            yield Problem(path, f"{after.network.cidr} overlaps {other}; give them separate subnets")
+        yield from _v6(network, interfaces, path)
+    for name, order in (("cidr", ground.order), ("cidr6", _in_order(ground.lots6))):
+        for before, after in zip(order, order[1:], strict=False):
+            if after.first <= before.last:
+                path = f"config.networks[{after.network.id}].{name}"
+                other = f"{before.cidr} of network {before.network.id}"
+                yield Problem(path, f"{after.cidr} overlaps {other}; give them separate subnets")
+
+
+def _source_nat(address: str, network: Network, ground: Ground, path: str) -> Iterator[Problem]:
+    if network.routed:
+        yield Problem(path, "a routed network is not translated; remove this, or routed")
+    elif is_v6(address):
+        yield untranslated(path, address)
+    else:
+        yield from ground.not_public(path, address)
+
+
+def _v6(network: Network, interfaces: Mapping[str, Interface], path: str) -> Iterator[Problem]:
+    """A network's prefix, and how guests get their addresses in it."""
+    advertise, cidr, interface = network.advertise, network.cidr6, interfaces.get(network.interface)
+    if cidr is None:
+        if advertise != Advertise():
+            yield Problem(f"{path}.advertise", "the network has no IPv6 prefix to tell of; add cidr6, or remove this")
+        return
+    if not is_v6(cidr):
+        yield Problem(f"{path}.cidr6", f"{cidr} is IPv4; write it as cidr, and here the IPv6 prefix")
+        return
+    if interface and cidr not in (found := [subnet(a) for a in interface.addresses if is_v6(a)]):
+        told = f"{cidr} is no subnet of interface {interface.id}; those of IPv6 are: {listed(found) or 'none'}"
+        yield Problem(f"{path}.cidr6", f"{told}; add the router's address there, or correct the cidr6")
+    length = int(cidr.partition("/")[2])
+    if advertise.addresses == "slaac" and length != 64:
+        told = f"guests choose addresses in a /64 alone (RFC 4862), and this is a /{length}"
+        yield Problem(f"{path}.cidr6", f"{told}; take a /64, or say stateful or off in advertise.addresses")
+    elif advertise.addresses == "stateful" and length < 64:
+        told = f"a link has 64 bits of hosts at most (RFC 4291, 2.5.4), and this is a /{length}"
+        yield Problem(f"{path}.cidr6", f"{told}; take a /64")
+    yield from only(f"{path}.advertise.dns", advertise.dns or (), v6=True)
 
 
 def _place(network: Network, interfaces: Mapping[str, Interface], path: str) -> Iterator[Problem]:
@@ -257,7 +337,7 @@ def _place(network: Network, interfaces: Mapping[str, Interface], path: str) -> 
     elif interface.use != "guest":
         told = f"interface {interface.id} is of use {interface.use}; a network needs one of use guest"
         yield Problem(f"{path}.interface", told)
-    elif network.cidr not in (found := [subnet(a) for a in interface.addresses]):
+    elif network.cidr not in (found := [subnet(a) for a in interface.addresses if not is_v6(a)]):
         known = listed(found) or "none"
         told = f"{network.cidr} is no subnet of interface {interface.id}; those are: {known}"
         yield Problem(f"{path}.cidr", f"{told}; add the router's address there, or correct the cidr")
@@ -266,16 +346,16 @@ def _place(network: Network, interfaces: Mapping[str, Interface], path: str) -> 
 def _dhcp(network: Network, ground: Ground, path: str) -> Iterator[Problem]:
     dhcp = network.dhcp
     for name in ("routers", "dns", "ntp"):
-        yield from v4_problems(f"{path}.{name}", getattr(dhcp, name) or ())
+        yield from only(f"{path}.{name}", getattr(dhcp, name) or ())
     for route in dhcp.routes:
-        yield from v4_problems(f"{path}.routes", (route.destination, route.via))
+        yield from only(f"{path}.routes", (route.destination, route.via))
     if (dhcp.first is None) != (dhcp.last is None):
         yield Problem(path, "a range has both ends; give first and last, or neither")
     if dhcp.first is None or dhcp.last is None or (lot := ground.lots.get(network.id)) is None:
         return
     for name, end in (("first", dhcp.first), ("last", dhcp.last)):
         if is_v6(end):
-            yield only_v4(f"{path}.{name}", end)
+            yield from only(f"{path}.{name}", (end,))
         elif not lot.first <= number(end) <= lot.last:
             yield Problem(f"{path}.{name}", f"{end} is not in {network.cidr}; the range lies inside the network")
     if not is_v6(dhcp.first + dhcp.last) and number(dhcp.first) > number(dhcp.last):
@@ -290,15 +370,14 @@ def route_problems(config: Config) -> Iterator[Problem]:
     if not config.routes:
         return
     known = subnets(config.interfaces)
-    own = {a: i.id for i in config.interfaces for a in own_addresses(i)}
+    own = {a.partition("/")[0]: i.id for i in config.interfaces for a in i.addresses}
     connected = {s.cidr: s.interface.id for s in known if s.interface.use != "public"}
     uplink = next((i.id for i in config.interfaces if i.use == "public"), None)
     seen: dict[str, str] = {}
     for route in config.routes:
         path, to, via = f"config.routes[{route.id}]", route.destination, route.via
-        yield from v4_problems(f"{path}.destination", (to,))
-        if is_v6(via):
-            yield only_v4(f"{path}.via", via)
+        if is_v6(via) is not is_v6(to):
+            yield Problem(f"{path}.via", f"{via} is of another family than {to}; a route stays in its own")
         elif via in own:
             yield Problem(f"{path}.via", f"{via} is the router's own address on {own[via]}; give the next router's")
         elif towards(via, known) is None:
@@ -307,8 +386,8 @@ def route_problems(config: Config) -> Iterator[Problem]:
         if to in connected:
             told = f"{to} is the subnet of interface {connected[to]} itself; remove the route"
             yield Problem(f"{path}.destination", told)
-        if to == "0.0.0.0/0" and uplink is not None:
+        if to in ("0.0.0.0/0", "::/0") and uplink is not None:
             told = f"the default is the gateway of public interface {uplink}"
-            yield Problem(f"{path}.destination", f"{told}; remove the route, or change that gateway")
+            yield Problem(f"{path}.destination", f"{told} (gateway6 in IPv6); remove the route, or change that gateway")
         if (other := seen.setdefault(to, route.id)) != route.id:
             yield Problem(f"{path}.destination", f"route {other} leads to {to} too; remove one of them")

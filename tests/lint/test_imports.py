@@ -84,7 +84,7 @@ RULES = (
             f"appliance.{door}"
             for door in (
                 *("host", "nft", "units", "systemd", "probe", "watch", "server"),
-                *("netlink", "wire", "rtnl", "arp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
+                *("netlink", "wire", "rtnl", "arp", "ndp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
                 *("supervisor", "process", "join", "notify", "boot"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),
             )

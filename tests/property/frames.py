@@ -18,7 +18,9 @@ SYN, SYN_ACK = 0x02, 0x12
 # What stands before the payload; GRE's head is version 0 with IPv4 inside (RFC 2784).
 _HEADS = {1: 8, 6: 20, 17: 8, 47: 4}
 _GRE = b"\0\0\x08\0"
-ANSWERS = {8: 0, 13: 14, 15: 16, 17: 18}  # ICMP: the answer's type by the question's
+# ICMP: the answer's type by the question's; ICMPv6's are others.
+ANSWERS = {8: 0, 13: 14, 15: 16, 17: 18, 128: 129, 139: 140}
+_HEADS6 = {58: 8, 6: 20, 17: 8, 47: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Arrival:
 
 
 def written(packet: Packet, number: int, flow: int) -> bytes:
-    """A question: the first packet of a flow, an IPv4 packet. `flow` takes the place of its source port."""
+    """A question: the first packet of a flow, with its IP header. `flow` takes the place of its source port."""
     return _ip(packet, number, _inner(packet, number, flow, packet.destination_port, SYN))
 
 
@@ -50,13 +52,15 @@ def answered(packet: Packet, number: int, arrival: Arrival) -> bytes:
     """The answer of whoever got the packet as `arrival`."""
     kind = ANSWERS.get(packet.icmp_type, packet.icmp_type)
     back = Packet("", arrival.destination, arrival.source, packet.protocol, 0, 0, kind, packet.icmp_code)
-    if packet.number == 1:
+    if packet.is_icmp:
         return _ip(back, number, _inner(back, number, arrival.flow, 0, 0))
     return _ip(back, number, _inner(back, number, arrival.destination_port or 0, arrival.flow, SYN_ACK))
 
 
 def read(data: bytes, interface: str) -> tuple[int, Arrival] | None:
     """The number of a packet of ours and what it looks like now; None for any other."""
+    if data[0] >> 4 == 6:
+        return read6(data[6], data[8:24], data[24:40], data[40:], interface)
     protocol = data[9]
     start = 20 + _HEADS.get(protocol, 0)
     if data[start : start + 4] != MARK:
@@ -70,7 +74,25 @@ def read(data: bytes, interface: str) -> tuple[int, Arrival] | None:
     return number, Arrival(interface, socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20]), flow, port)
 
 
+def read6(protocol: int, source: bytes, destination: bytes, data: bytes, interface: str) -> tuple[int, Arrival] | None:
+    """The same of what follows an IPv6 header."""
+    start = _HEADS6.get(protocol, 0)
+    if data[start : start + 4] != MARK:
+        return None
+    if protocol == 58 and data[0] != data[start + 8]:
+        return None
+    flow, port = struct.unpack_from("!HH", data) if protocol in (6, 17) else (0, None)
+    if protocol == 58:
+        (flow,) = struct.unpack_from("!H", data, 4)
+    (number,) = struct.unpack_from("!I", data, start + 4)
+    ends = (socket.inet_ntop(socket.AF_INET6, end) for end in (source, destination))
+    return number, Arrival(interface, *ends, flow, port)
+
+
 def _ip(packet: Packet, number: int, inner: bytes) -> bytes:
+    if packet.is_v6:
+        ends = _packed(packet.source) + _packed(packet.destination)
+        return struct.pack("!IHBB", 6 << 28, len(inner), packet.number, 64) + ends + inner
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(inner), number & 0xFFFF, 0, 64, packet.number, 0)
     head += _packed(packet.source) + _packed(packet.destination)
     return head[:10] + struct.pack("!H", _sum(head)) + head[12:] + inner
@@ -78,22 +100,31 @@ def _ip(packet: Packet, number: int, inner: bytes) -> bytes:
 
 def _inner(packet: Packet, number: int, flow: int, port: int, flags: int) -> bytes:
     load = MARK + struct.pack("!I", number)
-    if packet.number == 1:
+    if packet.is_icmp:
         load += bytes([packet.icmp_type])
         body = struct.pack("!BBHHH", packet.icmp_type, packet.icmp_code, 0, flow, 1) + load
-        return body[:2] + struct.pack("!H", _sum(body)) + body[4:]
+        pseudo = _pseudo(packet, len(body)) if packet.is_v6 else b""
+        return body[:2] + struct.pack("!H", _sum(pseudo + body)) + body[4:]
     if packet.number == 17:
-        return struct.pack("!HHHH", flow, port, 8 + len(load), 0) + load  # 0: no checksum (RFC 768)
+        body = struct.pack("!HHHH", flow, port, 8 + len(load), 0) + load
+        return body[:6] + struct.pack("!H", _sum(_pseudo(packet, len(body)) + body) or 0xFFFF) + body[8:]
     if packet.number == 6:
         body = struct.pack("!HHIIBBHHH", flow, port, 1, 2, 0x50, flags, 8192, 0, 0) + load
-        pseudo = _packed(packet.source) + _packed(packet.destination) + struct.pack("!BBH", 0, 6, len(body))
-        return body[:16] + struct.pack("!H", _sum(pseudo + body)) + body[18:]
+        return body[:16] + struct.pack("!H", _sum(_pseudo(packet, len(body)) + body)) + body[18:]
     return (_GRE if packet.number == 47 else b"") + load
+
+
+def _pseudo(packet: Packet, length: int) -> bytes:
+    """What a checksum covers of the IP header (RFC 9293, 3.1; RFC 8200, 8.1)."""
+    ends = _packed(packet.source) + _packed(packet.destination)
+    if packet.is_v6:
+        return ends + struct.pack("!II", length, packet.number)
+    return ends + struct.pack("!HH", packet.number, length)
 
 
 @lru_cache(maxsize=4096)
 def _packed(address: str) -> bytes:
-    return socket.inet_aton(address)
+    return socket.inet_pton(socket.AF_INET6, address) if ":" in address else socket.inet_aton(address)
 
 
 def _sum(data: bytes) -> int:

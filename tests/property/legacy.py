@@ -1,7 +1,8 @@
-"""The second engine: a document as legacy iptables, by hand. Pure; xtables.py puts it into the kernel.
+"""The second engine: a document as legacy iptables and ip6tables, by hand. Pure; xtables.py puts it into the kernel.
 
 It was written from router/README.md and not from the compiler, so that a misunderstanding must happen twice, in two
-engines of the kernel, before the tests miss it. `tables` says the rules, `ways` the addresses and routes.
+engines of the kernel, before the tests miss it. `tables` says the rules, `ways` the addresses and routes, both of a
+document as one family sees it (family.py).
 """
 
 from __future__ import annotations
@@ -11,23 +12,19 @@ from types import MappingProxyType
 from typing import Any
 
 from appliance.values import bounds, contains, dotted, subnet
-from router.config import AclItem, Config, EgressRule, Firewall, Forward, Interface, Network
+from router.config import AclItem, Config, EgressRule, Firewall, Forward, IngressRule, Interface, Network
 
 # src, dst, protocol, in_interface, out_interface; matches: {module: {option: value}}; target: [name, {option: value}]
 Rule = dict[str, Any]
 Chains = dict[str, list[Rule]]
 
-ANY = "0.0.0.0/0"
 TURNED = "0x1000000"  # mark: leaves by the interface it came in by, translated
 
 
-def tables(config: Config, names: Mapping[str, str]) -> dict[str, Chains]:
+def tables(config: Config, names: Mapping[str, str], v6: bool = False) -> dict[str, Chains]:
     """The rules of a document by table and chain. `names` are its interfaces' links. Policies are in `POLICIES`."""
-    return {
-        "mangle": mangle(config, names),
-        "nat": nat(config, names),
-        "filter": filtering(config, names),
-    }
+    found = {"mangle": mangle(config, names, v6), "filter": filtering(config, names, v6)}
+    return found if v6 else {**found, "nat": nat(config, names)}
 
 
 POLICIES = {("filter", "INPUT"): "DROP", ("filter", "FORWARD"): "DROP"}
@@ -36,7 +33,7 @@ POLICIES = {("filter", "INPUT"): "DROP", ("filter", "FORWARD"): "DROP"}
 # --- mangle: senders, the firewall of public addresses, uplinks ---
 
 
-def mangle(config: Config, names: Mapping[str, str]) -> Chains:
+def mangle(config: Config, names: Mapping[str, str], v6: bool) -> Chains:
     chains: Chains = {
         "PREROUTING": [
             {"in_interface": "lo", **to("RETURN")},
@@ -59,7 +56,7 @@ def mangle(config: Config, names: Mapping[str, str]) -> Chains:
         "FORWARD": [
             *({"in_interface": n, "out_interface": n, **state("DNAT"), **marked(TURNED)} for n in names.values()),
         ],
-        "sender": list(senders(config, names)),
+        "sender": [*(nobodys6(config) if v6 else ()), *senders(config, names, v6)],
     }
     for address in publics(config):
         rules = [r for r in config.firewall if r.address == address]
@@ -70,7 +67,17 @@ def mangle(config: Config, names: Mapping[str, str]) -> Chains:
     return chains
 
 
-def senders(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
+def nobodys6(config: Config) -> Iterator[Rule]:
+    """Rule 0, as far as the kernel sees to it in IPv4 and not in IPv6."""
+    yield from ({"src": nobody, **to("DROP")} for nobody in ("::/127", "ff00::/8"))
+    yield {"dst": "::/127", **to("DROP")}
+    for cidr in (c for i in config.interfaces for c in i.addresses):
+        yield {"src": cidr.partition("/")[0], **to("DROP")}
+        if int(cidr.partition("/")[2]) < 127:
+            yield {"src": subnet(cidr).partition("/")[0], **to("DROP")}
+
+
+def senders(config: Config, names: Mapping[str, str], v6: bool) -> Iterator[Rule]:
     """Rule 0, as far as the kernel does not see to it: who may be behind which interface."""
     for interface in config.interfaces:
         if interface.use != "public":
@@ -78,7 +85,8 @@ def senders(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
                 yield {"in_interface": names[interface.id], "src": subnet(cidr), **to("RETURN")}
                 yield {"src": subnet(cidr), **to("DROP")}
     for guest in used(config, "guest"):
-        yield {"in_interface": names[guest.id], "src": "0.0.0.0", "dst": "255.255.255.255", **to("RETURN")}
+        asks = {"src": "fe80::/10"} if v6 else {"src": "0.0.0.0", "dst": "255.255.255.255"}
+        yield {"in_interface": names[guest.id], **asks, **to("RETURN")}
         yield {"in_interface": names[guest.id], **to("DROP")}
 
 
@@ -134,7 +142,7 @@ def forwarding(forward: Forward) -> Iterator[Rule]:
     spans = [(p, p) for p in range(first, last + 1)] if shift else [(first, last)]
     for low, high in spans:
         target = f"{forward.target}:{low + shift}" if shift else forward.target
-        for source in forward.sources or (ANY,):
+        for source in forward.sources or ("0.0.0.0/0",):
             yield {
                 "src": source,
                 "dst": forward.address,
@@ -161,14 +169,14 @@ def source_nats(config: Config, names: Mapping[str, str]) -> Iterator[Rule]:
 # --- filter: what the router takes, what it forwards ---
 
 
-def filtering(config: Config, names: Mapping[str, str]) -> Chains:
+def filtering(config: Config, names: Mapping[str, str], v6: bool) -> Chains:
     chains: Chains = {
         "INPUT": [
             {"in_interface": "lo", **to("ACCEPT")},
             {**state("ESTABLISHED,RELATED"), **to("ACCEPT")},
             {**state("INVALID"), **to("DROP")},
             *({"dst": address, **to("ACCEPT")} for address in publics(config)),
-            *({**rule, **to("ACCEPT")} for i in config.interfaces for rule in offers(config, i, names[i.id])),
+            *({**rule, **to("ACCEPT")} for i in config.interfaces for rule in offers(config, i, names[i.id], v6)),
         ],
         "FORWARD": [
             {**state("ESTABLISHED,RELATED"), **to("ACCEPT")},
@@ -187,6 +195,17 @@ def filtering(config: Config, names: Mapping[str, str]) -> Chains:
                 for out in config.interfaces
                 if out.use in ("public", "private")
             ),
+            *(
+                {
+                    "in_interface": names[came_by.id],
+                    "dst": network.cidr,
+                    "out_interface": names[network.interface],
+                    **to(ingress_chain(config, network)),
+                }
+                for network in config.networks
+                for came_by in config.interfaces
+                if network.routed and came_by.use in ("public", "private")
+            ),
         ],
     }
     for network in config.networks:
@@ -195,6 +214,11 @@ def filtering(config: Config, names: Mapping[str, str]) -> Chains:
         chains[egress_chain(config, network)] = [
             *({**match, **to(else_)} for rule in rules for match in judged(rule)),
             {**to(usual)},
+        ]
+        let_in = [r for r in config.ingress if r.network == network.id]
+        chains[ingress_chain(config, network)] = [
+            *({**match, **to("ACCEPT")} for rule in let_in for match in judged(rule)),
+            {**to("ACCEPT" if network.acl else "DROP")},
         ]
     for acl in config.acls:
         for side, items, default in (
@@ -236,13 +260,13 @@ def acl_chain(config: Config, name: str | None, far: str) -> str:
 
 def asked_of(item: AclItem, far: str) -> Iterator[Rule]:
     for match in judged(item):
-        for cidr in item.cidrs or (ANY,):
-            yield {**match, far: cidr}
+        for cidr in item.cidrs or (None,):
+            yield {**match, far: cidr} if cidr else match
 
 
-def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
+def offers(config: Config, interface: Interface, link: str, v6: bool) -> Iterator[Rule]:
     """What the router offers behind an interface."""
-    echo: Rule = {"protocol": "icmp", "matches": {"icmp": {"icmp-type": "8"}}}
+    echo: Rule = icmp(v6, "128" if v6 else "8")
     if interface.use == "control":
         for address in (a for i in config.interfaces for a in own(i)):
             yield {"in_interface": link, "dst": address, **echo}
@@ -252,9 +276,11 @@ def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
             yield {"in_interface": link, "dst": address, **echo}
     for network in networks(config, interface):
         asked = [echo]
-        asked += [port("udp", 67)] if network.dhcp.enabled else []
+        asked += [port("udp", 67)] if network.dhcp.enabled and not v6 else []
         asked += [port("udp", 53), port("tcp", 53)] if network.dns else []
-        doors = ["255.255.255.255", dotted(bounds(network.cidr)[1])]
+        if v6 and network.advertise.addresses != "off":
+            yield {"in_interface": link, "dst": "ff02::1:2", **port("udp", 547)}
+        doors = [] if v6 else ["255.255.255.255", dotted(bounds(network.cidr)[1])]
         doors += [address for address in own(interface) if contains(network.cidr, address)]
         for address in doors:
             for rule in asked:
@@ -264,20 +290,27 @@ def offers(config: Config, interface: Interface, link: str) -> Iterator[Rule]:
 # --- pieces of rules ---
 
 
-def judged(rule: Firewall | EgressRule | AclItem) -> Iterator[Rule]:
+def judged(rule: Firewall | EgressRule | IngressRule | AclItem) -> Iterator[Rule]:
     """The matches of a firewall or egress rule: one for each source and destination."""
     base: Rule = {}
     if rule.protocol != "any":
-        base["protocol"] = str(rule.protocol)
+        base["protocol"] = {"icmp": "1", "icmpv6": "58"}.get(str(rule.protocol), str(rule.protocol))
     if rule.ports is not None:
         base["matches"] = {str(rule.protocol): {"dport": f"{rule.ports.first}:{rule.ports.last}"}}
     if rule.icmp_type is not None:
         code = "" if rule.icmp_code is None else f"/{rule.icmp_code}"
-        base["matches"] = {"icmp": {"icmp-type": f"{rule.icmp_type}{code}"}}
-    for source in getattr(rule, "sources", ()) or (ANY,):
-        for destination in getattr(rule, "destinations", ()) or (ANY,):
+        base = icmp(rule.protocol == "icmpv6", f"{rule.icmp_type}{code}")
+    for source in getattr(rule, "sources", ()) or (None,):
+        for destination in getattr(rule, "destinations", ()) or (None,):
             # A firewall rule's destination is matched by the jump to its address's chain.
-            yield {**base, "src": source, "dst": destination}
+            ends = {"src": source, "dst": destination}
+            yield {**base, **{name: cidr for name, cidr in ends.items() if cidr}}
+
+
+def icmp(v6: bool, kind: str) -> Rule:
+    if v6:
+        return {"protocol": "icmpv6", "matches": {"icmp6": {"icmpv6-type": kind}}}
+    return {"protocol": "icmp", "matches": {"icmp": {"icmp-type": kind}}}
 
 
 def to(target: str, values: Mapping[str, str] = MappingProxyType({})) -> Rule:
@@ -323,6 +356,10 @@ def egress_chain(config: Config, network: Network) -> str:
     return f"egress_{config.networks.index(network)}"
 
 
+def ingress_chain(config: Config, network: Network) -> str:
+    return f"ingress_{config.networks.index(network)}"
+
+
 # --- the document's parts ---
 
 
@@ -357,9 +394,9 @@ def networks(config: Config, interface: Interface) -> list[Network]:
 # --- routes ---
 
 
-def ways(config: Config, names: Mapping[str, str]) -> list[str]:
+def ways(config: Config, names: Mapping[str, str], v6: bool = False) -> list[str]:
     """Addresses, routes and rules as ip(8)'s batch, from whatever was there before on any of the links."""
-    lines = [f"address flush dev {link}" for link in names.values()]
+    lines = [f"address flush dev {link} scope global" for link in names.values()]
     lines += [
         "route flush table main",
         "rule flush",
@@ -367,15 +404,17 @@ def ways(config: Config, names: Mapping[str, str]) -> list[str]:
         *(f"route flush table {n}" for n in (99, 101, 102, 103)),
     ]
     for interface in config.interfaces:
-        alone = " noprefixroute" if interface.use == "public" else ""
+        alone = (" noprefixroute" if interface.use == "public" else "") + (" nodad" if v6 else "")
         lines += [f"address add {cidr} dev {names[interface.id]}{alone}" for cidr in interface.addresses]
     for number, uplink in numbered(config):
         link, table = names[uplink.id], 100 + number
         for net in dict.fromkeys(map(subnet, uplink.addresses)):
             lines += [f"route add {net} dev {link} table {table}", f"route append {net} dev {link} table 99"]
-        lines += [f"route add default via {uplink.gateway} dev {link} onlink table {table}"]
         lines += [f"rule add pref 200 fwmark {number}/0xffff table {table}"]
-        if number == 1:
+        if uplink.gateway is None:
+            continue
+        lines += [f"route add default via {uplink.gateway} dev {link} onlink table {table}"]
+        if uplink is next(i for i in used(config, "public") if i.gateway):
             lines += [f"route add default via {uplink.gateway} dev {link} onlink table main"]
     for route in config.routes:
         behind = [(subnet(c), i) for i in config.interfaces for c in i.addresses if contains(subnet(c), route.via)]

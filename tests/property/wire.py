@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,14 +25,15 @@ from appliance.nft import Nft
 from appliance.ruleset import delta, whole
 from appliance.state import State
 from router.packet import Packet
-from tests.property.frames import Arrival, answered, read, written
+from tests.property.frames import Arrival, answered, read, read6, written
 
 Conversation = tuple[Arrival | None, Arrival | None]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNET = 0x40000000
 _IGNORE_OUTGOING = 23  # PACKET_IGNORE_OUTGOING, packet(7)
-_IPV4 = 0x0800
+_IPV4, _IPV6 = 0x0800, 0x86DD
+_DHCP_SERVERS = "ff02::1:2"
 _OUR_MAC = b"\2\0\0\0\0\xfe"
 _SENTINEL = 0x88B5  # an EtherType for local experiments (IEEE 802)
 _ALL = 3  # ETH_P_ALL, which Python 3.11 does not name
@@ -94,12 +95,13 @@ class Bed:
             self.netlink = Netlink()
             self._watch = _packet_socket(_SENTINEL)
             self._flows = _Flows()
+            self._member = _member_of(_DHCP_SERVERS, self._names.values())
         with inside(self.outside):
             self._far = _packet_socket(_ALL)
         self._macs = {name: bytes.fromhex(mac.replace(":", "")) for _, name, mac in interfaces}
         self._near: dict[str, socket.socket] = {}  # one to put packets on each wire
         self._own: dict[str, socket.socket] = {}  # the router's own, by source address
-        self._taken: dict[int, socket.socket] = {}  # what is delivered in the router, by protocol
+        self._taken: dict[tuple[int, bool], socket.socket] = {}  # what is delivered in the router, by protocol, family
         for name in self._names.values():
             with inside(self.outside):
                 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -110,8 +112,8 @@ class Bed:
     def close(self) -> None:
         self.netlink.close()
         self._flows.close()
-        sockets = [self._watch, self._far, *self._near.values(), *self._own.values(), *self._taken.values()]
-        for sock in sockets:
+        many = (self._near, self._own, self._taken)
+        for sock in [self._watch, self._far, self._member, *(s for some in many for s in some.values())]:
             sock.close()
         os.close(self.router)
         os.close(self.outside)
@@ -122,11 +124,12 @@ class Bed:
         with inside(self.outside):
             Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
         with inside(self.router):
-            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+            Path("/proc/sys/net/ipv6/conf/default/router_solicitations").write_text("0")
             run("ip", "-batch", "-", text="\n".join([*here, "link set lo up", *(f"link set {n} up" for n, _ in links)]))
             # The router's own answers would come out of the wires among the packets that are tried. Flows of protocols
             # without ports are told apart by addresses alone: each is forgotten at once, so that the next is new.
             Path("/proc/sys/net/ipv4/icmp_echo_ignore_all").write_text("1")
+            Path("/proc/sys/net/ipv6/icmp/echo_ignore_all").write_text("1")
             for kind in ("generic", "gre"):
                 Path(f"/proc/sys/net/netfilter/nf_conntrack_{kind}_timeout").write_text("0")
         with inside(self.outside):
@@ -145,8 +148,7 @@ class Bed:
         with inside(self.router):
             if before.sysctls != state.sysctls:
                 for setting in state.sysctls:
-                    with suppress(FileNotFoundError):  # IPv6 is switched off here
-                        _setting(setting.key).write_text(setting.value)
+                    _setting(setting.key).write_text(setting.value)
             if (before.addresses, before.routes, before.rules) != (state.addresses, state.routes, state.rules):
                 self._settle(before, state)
             if text:
@@ -194,10 +196,10 @@ class Bed:
 
     def _exchange(self, packets: list[tuple[Packet, bytes]]) -> dict[int, Arrival]:
         """Send all; what came out, by number. Of a packet to be sent only interface, addresses and protocol count."""
-        for number in {p.number for p, _ in packets}:
-            if number not in self._taken:
+        for kind in {(p.number, p.is_v6) for p, _ in packets}:
+            if kind not in self._taken:
                 with inside(self.router):
-                    self._taken[number] = _raw_socket(number)
+                    self._taken[kind] = _raw_socket(*kind)
         cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cpus)})  # the kernel's queue of received packets is one per processor
         try:
@@ -210,9 +212,10 @@ class Bed:
         seen = [
             read(data[14:], self.ids[came_by.removeprefix("far-")])
             for data, came_by, kind in _arrived(self._far, until=_SENTINEL)
-            if kind == _IPV4
+            if kind in (_IPV4, _IPV6)
         ]
-        seen += [read(data, "") for sock in self._taken.values() for data, _, _ in _arrived(sock)]
+        for (number, v6), sock in self._taken.items():
+            seen += _delivered6(sock, number) if v6 else [read(data, "") for data, _, _ in _arrived(sock)]
         found: dict[int, Arrival] = {}
         for number, arrival in filter(None, seen):
             assert number not in found, f"came out twice: {found[number]} and {arrival}"
@@ -222,7 +225,8 @@ class Bed:
     def _put(self, packet: Packet, data: bytes) -> None:
         if packet.in_interface:
             name = self._names[packet.in_interface]
-            self._near[name].send(self._macs[name] + _OUR_MAC + struct.pack("!H", _IPV4) + data)
+            kind = _IPV6 if packet.is_v6 else _IPV4
+            self._near[name].send(self._macs[name] + _OUR_MAC + struct.pack("!H", kind) + data)
         else:
             with suppress(OSError):  # the kernel's own word for a packet it won't send
                 self._own_socket(packet.source).sendto(data, (packet.destination, 0))
@@ -231,8 +235,10 @@ class Bed:
         """A socket that sends whole packets from one of the router's addresses."""
         if source not in self._own:
             with inside(self.router):
-                sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-            sock.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND: addresses come and go with documents
+                family = socket.AF_INET6 if ":" in source else socket.AF_INET
+                sock = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+            # IP_FREEBIND and its like: addresses come and go with documents
+            sock.setsockopt(*((socket.IPPROTO_IPV6, 78) if ":" in source else (socket.SOL_IP, 15)), 1)
             sock.bind((source, 0))
             self._own[source] = sock
         return self._own[source]
@@ -254,8 +260,11 @@ class Bed:
 
 def is_answered(packet: Packet, arrival: Arrival) -> bool:
     """Does whoever got a packet answer it here?"""
-    if packet.number not in (1, 6, 17) or (arrival.interface == "" and packet.number == 6):
+    if not (packet.has_ports or packet.is_icmp) or (arrival.interface == "" and packet.number == 6):
         return False
+    if packet.is_v6:
+        of_a_link = arrival.source.startswith("fe") or arrival.destination.startswith("ff")
+        return arrival.interface != "" or not of_a_link
     return arrival.interface != "" or not arrival.destination.endswith((".255", "224.0.0.1"))
 
 
@@ -274,10 +283,31 @@ def _packet_socket(kind: int) -> socket.socket:
     return sock
 
 
-def _raw_socket(protocol: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+def _raw_socket(protocol: int, v6: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_RAW, protocol)
+    if v6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     sock.setsockopt(socket.SOL_SOCKET, 33, _BUFFER)
     return sock
+
+
+def _member_of(group: str, links: Iterable[str]) -> socket.socket:
+    """A socket that joins a group on each link, as the server does that would be there."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    for link in links:
+        where = socket.inet_pton(socket.AF_INET6, group) + struct.pack("=I", socket.if_nametoindex(link))
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, where)
+    return sock
+
+
+def _delivered6(sock: socket.socket, protocol: int) -> Iterator[tuple[int, Arrival] | None]:
+    """What a raw socket of IPv6 has got; it gives no header, but says whose it was and to whom."""
+    sock.settimeout(0)
+    with suppress(BlockingIOError):
+        while True:
+            data, told, _, where = sock.recvmsg(2048, 64)
+            source = socket.inet_pton(socket.AF_INET6, where[0].partition("%")[0])
+            yield read6(protocol, source, told[0][2][:16], data, "")
 
 
 def _arrived(sock: socket.socket, until: int = 0) -> Iterator[tuple[bytes, str, int]]:
