@@ -42,6 +42,7 @@ from appliance.state import (
 from appliance.values import bounds, contains, dotted, is_v6, number
 from router.acl import between, judges
 from router.config import Config, Firewall, Interface, Network
+from router.doors import Door, doors
 from router.gate import (
     FLAT_CIDRS,
     Screen,
@@ -89,15 +90,17 @@ _NEIGHBOURS = Match(("icmpv6 type",), ("133", "134", "135", "136"))
 def compile_firewall(config: Config, facts: Facts) -> State:
     """The chains of ingress, input and forward, with their sets."""
     known = uplinks(config, facts)
+    opened = doors(config, facts)
     inward, screens = _ingress(config.firewall)
-    sets = [*_links(config, facts), *_marks(config, known), *_own(config, facts), *inward]
+    inward += _opened(opened)
+    sets = [*_links(config, facts), *_marks(config, known), *_own(config, facts, opened), *inward]
     sets += [s for found in screens for s in found.sets]
     return State(
         ruleset=Ruleset(
             {s.name: s for s in sets},
             (
                 Chain("ingress", _ingress_rules(), Hook("filter", "prerouting", -150)),
-                Chain("input", _input_rules(config, facts), Hook("filter", "input", 0, "drop")),
+                Chain("input", _input_rules(config, facts, opened), Hook("filter", "input", 0, "drop")),
                 Chain("forward", _forward_rules(config), Hook("filter", "forward", 0, "drop")),
                 Chain("reroute", _reroute_rules(), Hook("route", "output", -150)),
                 _public(s.name for s in inward),
@@ -155,6 +158,7 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
 
 def _public(sets: Iterable[str]) -> Chain:
     """The chain that judges what was sent to a public address; `sets` name those there are."""
+    sets = tuple(sets)
     lengths = sorted((int(name.removeprefix("s_from_")) for name in sets if name in _BY_SOURCE), reverse=True)
     return Chain(
         "public",
@@ -163,6 +167,7 @@ def _public(sets: Iterable[str]) -> Chain:
             *(_from(length) for length in lengths),
             FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
             FilterRule((), VerdictMap(("ip6 daddr",), "m_ingress_address6"), "what an IPv6 address takes"),
+            *(rule for name, rule in _PUBLIC_DOORS.items() if name in sets),
             FilterRule((), DROP, "no firewall rule lets it in", counter=True),
         ),
     )
@@ -171,6 +176,36 @@ def _public(sets: Iterable[str]) -> Chain:
 def _from(length: int) -> FilterRule:
     fields = (Masked("ip saddr", length), *SENT_TO)
     return FilterRule((Match(fields, set=f"s_from_{length}"),), ACCEPT, "ports open to a source")
+
+
+def _opened(opened: Iterable[Door]) -> list[NftSet]:
+    """What a public address takes without a rule of the document: a set of each kind that there is."""
+    found: dict[str, dict[str, str]] = {}
+    for door in opened:
+        if door.public:
+            name = f"s_public_{'port' if door.port else 'protocol'}{'6' if is_v6(door.address) else ''}"
+            key = f"{door.address} . {door.protocol}" + (f" . {door.port}" if door.port else "")
+            found.setdefault(name, {})[key] = door.owner
+    return [
+        NftSet(
+            name,
+            f"ipv{'6' if name.endswith('6') else '4'}_addr . inet_proto" + " . inet_service" * ("_port" in name),
+            elements=dict.fromkeys(owners, ""),
+            owners=owners,
+        )
+        for name, owners in found.items()
+    ]
+
+
+def _public_door(name: str) -> FilterRule:
+    address: FieldName = "ip6 daddr" if name.endswith("6") else "ip daddr"
+    port: tuple[FieldName, ...] = ("th dport",) if "_port" in name else ()
+    return FilterRule((Match((address, "meta l4proto", *port), set=name),), ACCEPT, "the router's own, without a rule")
+
+
+_PUBLIC_DOORS = {
+    name: _public_door(name) for name in ("s_public_port", "s_public_protocol", "s_public_port6", "s_public_protocol6")
+}
 
 
 def _ingress(rules: Iterable[Firewall]) -> tuple[list[NftSet], list[Screen]]:
@@ -290,7 +325,7 @@ def _links(config: Config, facts: Facts) -> Iterator[NftSet]:
 # --- input --------------------------------------------------------------------------------------------------
 
 
-def _input_rules(config: Config, facts: Facts) -> tuple[FilterRule, ...]:
+def _input_rules(config: Config, facts: Facts, opened: tuple[Door, ...]) -> tuple[FilterRule, ...]:
     control = Match(("iifname",), tuple(link_names(config, facts, "control")))
     to_one = Match(("fib daddr type",), ("local",))  # nobody manages a router by broadcast
     manager = (control, to_one, Match(("meta l4proto",), ("tcp",)), Match(("th dport",), (CONTROL_PORT,)))
@@ -313,13 +348,23 @@ def _input_rules(config: Config, facts: Facts) -> tuple[FilterRule, ...]:
         FilterRule((inner, by_link, _ECHO6), ACCEPT, "ping from a neighbour"),
         FilterRule((Match((*here, "meta l4proto", "th dport"), set="s_service"),), ACCEPT, "DHCP, DNS"),
         FilterRule((Match((*here6, "meta l4proto", "th dport"), set="s_service6"),), ACCEPT, "DHCPv6, DNS"),
+        *(
+            FilterRule((Match((*fields, "meta l4proto"), set=name),), ACCEPT, "a protocol without ports")
+            for name, fields in (("s_protocol", here), ("s_protocol6", here6))
+            if any(_is_protocol(d) and is_v6(d.address) is (name == "s_protocol6") for d in opened)
+        ),
     )
 
 
-def _own(config: Config, facts: Facts) -> Iterator[NftSet]:
-    """s_own: where a neighbour may ping the router; s_service: where a guest may ask it."""
+def _is_protocol(door: Door) -> bool:
+    return not door.public and not door.port
+
+
+def _own(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[NftSet]:
+    """s_own: where a neighbour may ping the router; s_service: where a guest may ask it; s_protocol: the same, of
+    protocols without ports, where there is such a door."""
     own: dict[str, str] = {}
-    services: dict[str, str] = {}
+    services = _at(opened, v6=False)
     for link, interface in link_names(config, facts, "guest", "private").items():
         networks = [n for n in config.networks if n.interface == interface.id]
         for address in own_addresses(interface):
@@ -331,13 +376,24 @@ def _own(config: Config, facts: Facts) -> Iterator[NftSet]:
     yield NftSet("s_own", "ifname . ipv4_addr", elements=dict.fromkeys(own, ""), owners=own)
     key = f"ifname . {PORT_KEY}"
     yield NftSet("s_service", key, elements=dict.fromkeys(services, ""), owners=services)
-    yield from _own6(config, facts)
+    yield from _own6(config, facts, opened)
+    for name, of, v6 in (("s_protocol", "ipv4_addr", False), ("s_protocol6", "ipv6_addr", True)):
+        found = {f"{d.link} . {d.address} . {d.protocol}": d.owner for d in opened if _is_protocol(d)}
+        found = {key: owner for key, owner in found.items() if (":" in key) is v6}
+        if found:
+            yield NftSet(name, f"ifname . {of} . inet_proto", elements=dict.fromkeys(found, ""), owners=found)
 
 
-def _own6(config: Config, facts: Facts) -> Iterator[NftSet]:
+def _at(opened: Iterable[Door], v6: bool) -> dict[str, str]:
+    """The doors of a family with a port, as keys of s_service, with their owners."""
+    inner = (d for d in opened if d.port and not d.public and is_v6(d.address) is v6)
+    return {f"{d.link} . {d.address} . {d.protocol} . {d.port}": d.owner for d in inner}
+
+
+def _own6(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[NftSet]:
     """The same in IPv6, where who has no address yet asks a group."""
     own: dict[str, str] = {}
-    services: dict[str, str] = {}
+    services = _at(opened, v6=True)
     for link, interface in link_names(config, facts, "guest", "private").items():
         for address in own_addresses(interface, v6=True):
             own[f"{link} . {address}"] = interface.id
