@@ -64,6 +64,26 @@ class ClasslessRoute(Model):
 Servers = Annotated[tuple[Address, ...], Field(max_length=16)]  # an option has 255 bytes, the whole answer 576
 
 
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/@+ -]{1,200}$")]
+
+
+class DhcpOption(Model):
+    """An option that guests are given beside those that Dhcp has words for, by its number (RFC 2132 and IANA's list).
+
+    Its values are addresses, numbers or text, as the option wants them; dnsmasq(8) knows the types of the usual ones.
+    """
+
+    code: Annotated[int, Field(ge=1, le=254)]
+    values: Annotated[tuple[Word, ...], Field(min_length=1, max_length=16)]
+
+
+class Boot(Model):
+    """What a guest without a disk boots (PXE): a `file`, from the TFTP server at `server`, None for the router."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{1,127}$")]
+    server: Address | None = None
+
+
 class Dhcp(Model):
     """DHCP of one network. Known hosts only, unless `first`/`last` give a range for strangers.
 
@@ -81,6 +101,8 @@ class Dhcp(Model):
     search: tuple[Hostname, ...] = ()
     mtu: Mtu | None = None
     routes: Annotated[tuple[ClasslessRoute, ...], Field(max_length=27)] = ()  # an option has 255 bytes
+    options: tuple[DhcpOption, ...] = ()
+    boot: Boot | None = None
 
     @model_validator(mode="after")
     def short(self) -> Dhcp:
@@ -227,7 +249,8 @@ class StaticRoute(Model):
 
 class Host(Model):
     """A guest's interface: its lease and its names. `default` False: this network isn't its way out, so that it gets
-    no gateway, no DNS and no domain here (a machine with two interfaces has one default)."""
+    no gateway, no DNS and no domain here (a machine with two interfaces has one default). `options` are its own, in
+    place of those of the same number that its network has."""
 
     id: Identifier
     network: Identifier
@@ -239,6 +262,7 @@ class Host(Model):
     lease: Annotated[int, Field(ge=120, le=4_294_967_294)] | None = None
     dns: Servers | None = None
     routers: Servers | None = None
+    options: tuple[DhcpOption, ...] = ()
 
 
 class Record(Model):

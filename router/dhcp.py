@@ -161,7 +161,7 @@ def _tag(network: Network) -> str:
 
 def _host_tag(host: Host) -> str:
     """The tag whose options a host has in place of its network's, "" where it has its network's."""
-    if host.dns is not None or host.routers is not None or _NO_NAME.fullmatch(host.name):
+    if host.dns is not None or host.routers is not None or host.options or _NO_NAME.fullmatch(host.name):
         return f"host.{host.id}"
     return "" if host.default else f"plain.{host.network}"
 
@@ -192,6 +192,11 @@ def _network_options(place: Place, config: Config) -> Iterator[str]:
         yield _option(tag, MTU, (str(dhcp.mtu),))
     if dhcp.ntp:
         yield _option(tag, NTP, dhcp.ntp)
+    for option in dhcp.options:
+        yield _option(tag, option.code, option.values)
+    if dhcp.boot:
+        yield f"tag:{tag},option:bootfile-name,{dhcp.boot.file}"
+        yield f"tag:{tag},option:server-ip-address,{dhcp.boot.server or place.router}"
 
 
 def _host_options(place: Place, host: Host, config: Config) -> list[str]:
@@ -204,7 +209,7 @@ def _host_options(place: Place, host: Host, config: Config) -> list[str]:
     found = list(_way_out(place.network, tag, routers, servers, place.network.domain if host.default else None))
     if _NO_NAME.fullmatch(host.name):
         found.append(_option(tag, HOSTNAME, (host.name,)))
-    return found
+    return found + [_option(tag, option.code, option.values) for option in host.options]
 
 
 def _routers(place: Place) -> tuple[str, ...]:

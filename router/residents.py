@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from appliance.state import Problem
 from appliance.values import address, is_v6
+from router.checks_dhcp import option_problems
 from router.config import Config, Host, Record
 from router.topology import Ground, listed, only
 
@@ -29,6 +30,7 @@ def host_problems(host: Host, ground: Ground) -> Iterator[Problem]:
     if host.dns or host.routers:
         yield from only(f"config.hosts[{host.id}].dns", host.dns or ())
         yield from only(f"config.hosts[{host.id}].routers", host.routers or ())
+    yield from option_problems(host.options, f"config.hosts[{host.id}].options")
     if host.address6 and host.network in ground.lots and (why := _why_not6(host, host.address6, ground)):
         yield Problem(f"config.hosts[{host.id}].address6", f"{why}; give a free address of the network")
 

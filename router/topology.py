@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from appliance.state import Problem
 from appliance.values import bounds, is_v6, number, subnet
+from router.checks_dhcp import option_problems
 from router.config import Advertise, Config, Interface, Network
 from router.links import own_addresses
 from router.routing import Subnet, subnets, towards
@@ -349,6 +350,9 @@ def _dhcp(network: Network, ground: Ground, path: str) -> Iterator[Problem]:
         yield from only(f"{path}.{name}", getattr(dhcp, name) or ())
     for route in dhcp.routes:
         yield from only(f"{path}.routes", (route.destination, route.via))
+    yield from option_problems(dhcp.options, f"{path}.options")
+    if dhcp.boot and dhcp.boot.server:
+        yield from only(f"{path}.boot.server", (dhcp.boot.server,))
     if (dhcp.first is None) != (dhcp.last is None):
         yield Problem(path, "a range has both ends; give first and last, or neither")
     if dhcp.first is None or dhcp.last is None or (lot := ground.lots.get(network.id)) is None:

@@ -111,6 +111,26 @@ def test_a_second_interface_is_no_way_out(segment: Segment, more: dict[str, Any]
     assert not lease.keys() & {"router", "domain", "search"}
 
 
+def test_options_that_the_document_has_no_words_for(segment: Segment) -> None:
+    """A number, text and addresses; a host's own win over its network's; what a guest without a disk boots."""
+    options = [
+        {"code": 23, "values": ["77"]},
+        {"code": 17, "values": ["/nfs/root"]},
+        {"code": 44, "values": ["10.1.1.5"]},
+    ]
+    dhcp = {"options": options, "boot": {"file": "pxelinux.0", "server": "10.1.1.8"}}
+    own = [{"code": 23, "values": ["99"]}]
+    segment.make(document(host(10), host(11, options=own), networks=(network(dhcp=dhcp),)))
+    asked = ("-O", "ipttl", "-O", "rootpath", "-O", "wins")
+    first, second = (segment.guest("eth2", mac(n)).lease(*asked) for n in (10, 11))
+    assert first is not None
+    assert second is not None
+    assert (first["ipttl"], first["rootpath"], first["wins"]) == ("77", "/nfs/root", "10.1.1.5")
+    assert (first["boot_file"], first["siaddr"]) == ("pxelinux.0", "10.1.1.8")
+    assert (second["ipttl"], second["rootpath"]) == ("99", "/nfs/root")
+    assert second["router"] == "10.1.1.1"
+
+
 def test_options_of_one_host(segment: Segment) -> None:
     hosts = (host(10, routers=["10.1.1.7"], dns=["9.9.9.9"], lease=300), host(11, routers=[], dns=[]), host(12))
     segment.make(document(*hosts))

@@ -71,7 +71,21 @@ def acls(**changes: Any) -> list[dict[str, Any]]:
     return [{"id": "acl-1", "ingress": [{"id": "i", "action": "allow", "protocol": "tcp", **changes}]}]
 
 
+def optional(*codes: int, words: str = "1") -> list[dict[str, Any]]:
+    return [{"code": code, "values": [words]} for code in codes]
+
+
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("option with a field of its own", {"networks": networks("web", dhcp={"options": optional(6)})},
+     "networks[web].dhcp.options", "option 6 has a field of its own: dns"),
+    ("option of the protocol", {"hosts": [host(options=optional(54))]},
+     "hosts[vm-1].options", "option 54 is the protocol's own"),
+    ("option twice", {"hosts": [host(options=optional(23, 23))]},
+     "hosts[vm-1].options", "option 23 stands twice"),
+    ("option too long", {"hosts": [host(options=[{"code": 17, "values": ["x" * 128, "y" * 128]}])]},
+     "hosts[vm-1].options", "option 17 is longer than 255 bytes"),
+    ("boot server of IPv6", {"networks": networks("web", dhcp={"boot": {"file": "a", "server": "2001:db8::1"}})},
+     "networks[web].dhcp.boot.server", "2001:db8::1 is IPv6, and this takes IPv4"),
     ("same id", {"hosts": [host(), host(address="10.1.1.11", mac="02:01:00:00:00:02", name="b")]},
      "hosts[vm-1].id", "own"),
     ("no control", {"interfaces": INTERFACES[1:]}, "interfaces", "none"),
