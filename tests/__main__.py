@@ -1,14 +1,20 @@
-"""`./narthex test [--tier TIER] [pytest's arguments]`: every tier in order, the cheapest first."""
+"""`./narthex test [--tier TIER] [pytest's arguments]`: every tier in order, the cheapest first.
+
+But netns, which mostly waits, runs beside the ones before it, which mostly calculate; what it says comes after theirs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mgmt.image.catalogue import for_tests
-from tests.tier import ROOT, Outcome, run_pytest
+from tests.tier import ROOT, Outcome, Run, run_pytest, started, termination_as_interrupt
 
 # Each with its directories; the unit tier is all that the others do not name.
 TIERS = {
@@ -27,12 +33,14 @@ def main(argv: Sequence[str]) -> int:
     tiers = [tier for tier in TIERS if ours.tier is None or tier in ours.tier]
 
     outcomes: list[Outcome] = []
-    for tier in tiers:
-        print(f"\n== {tier}: {DESCRIPTIONS[tier]} ==", flush=True)
-        outcome = run_tier(tier, for_pytest)
-        outcomes.append(outcome)
-        skipped = f", {outcome.skipped} skipped" if outcome.skipped else ""
-        print(f"-- {tier}: {outcome.passed} passed, {outcome.failed} failed{skipped}, {outcome.seconds:.1f} s")
+    with termination_as_interrupt(), beside(tiers, for_pytest) as others:
+        for tier in tiers:
+            print(f"\n== {tier}: {DESCRIPTIONS[tier]} ==", flush=True)
+            outcome = others[tier].outcome() if tier in others else run_tier(tier, for_pytest)
+            outcomes.append(outcome)
+            skipped = f", {outcome.skipped} skipped" if outcome.skipped else ""
+            told = f"-- {tier}: {outcome.passed} passed, {outcome.failed} failed{skipped}, {outcome.seconds:.1f} s"
+            print(told, flush=True)
 
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)
@@ -51,24 +59,39 @@ DESCRIPTIONS = {
 }
 
 
+@contextmanager
+def beside(tiers: Sequence[str], for_pytest: Sequence[str]) -> Iterator[dict[str, Run]]:
+    """The tiers that run beside others, started."""
+    if "netns" not in tiers[1:]:
+        yield {}
+        return
+    with TemporaryDirectory(prefix="narthex-netns-") as directory:
+        said = Path(directory) / "said"
+        with started(arguments_of("netns", for_pytest), ENVIRONMENT, said) as run:
+            yield {"netns": run}
+
+
 def run_tier(tier: str, for_pytest: Sequence[str]) -> Outcome:
-    """Run one tier. Paths among pytest's arguments stand in for the tier's own."""
-    arguments = ["-m", tier, *for_pytest]
+    """Run one tier."""
     if tier == "vm":
         print(f"the image: {for_tests().parent.name}", flush=True)  # built first, where it isn't in the cache
+    return run_pytest(arguments_of(tier, for_pytest), ENVIRONMENT)
+
+
+def arguments_of(tier: str, for_pytest: Sequence[str]) -> list[str]:
+    """pytest's arguments for one tier. Paths among the ones given stand in for the tier's own."""
+    arguments = ["-m", tier, *for_pytest]
+    if tier == "vm":
         arguments.append(f"--timeout={VM_TIMEOUT_S}")
     if not any(is_path(argument) for argument in for_pytest):
-        paths = [path for path in TIERS[tier] if (ROOT / path).is_dir()]
-        if not paths:
-            return Outcome(0, 0, 0, 0.0, 0)
-        arguments += paths
+        arguments += TIERS[tier]
         if tier == "unit":
             others = [path for name in TIERS if name != tier for path in TIERS[name]]
             arguments += [f"--ignore={path}" for path in others]
-    trials = os.environ.get("NARTHEX_TRIALS", "tenth")
-    return run_pytest(arguments, {"NARTHEX_TRIALS": trials})
+    return arguments
 
 
+ENVIRONMENT = {"NARTHEX_TRIALS": os.environ.get("NARTHEX_TRIALS", "tenth")}
 VM_TIMEOUT_S = 1200  # an emulated boot, on a busy machine
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -34,37 +34,66 @@ class Outcome:
 
 def run_pytest(arguments: Sequence[str], extra_env: Mapping[str, str]) -> Outcome:
     """Run pytest with the arguments; its output goes where ours goes. Nothing of its group outlives it."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="narthex-tests-") as directory:
-        report = Path(directory) / "junit.xml"
-        command = [sys.executable, "-P", "-m", "pytest", "--no-header", f"--junit-xml={report}", *arguments]
-        code = run_group(command, {**os.environ, **extra_env})
-        seconds = time.monotonic() - started
-        if not report.exists():
+    with termination_as_interrupt(), started(arguments, extra_env, None) as run:
+        return run.outcome()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A pytest in a process group of its own; `said` is the file of its output, None where it goes to ours."""
+
+    process: subprocess.Popen[bytes]
+    report: Path
+    said: Path | None
+    since: float
+
+    def outcome(self) -> Outcome:
+        """Wait for its end, and show what it says where nobody has seen it yet."""
+        if self.said is not None:
+            self._show(self.said)
+        code = self.process.wait()
+        seconds = time.monotonic() - self.since
+        if not self.report.exists():
             return Outcome(0, 0 if code == NO_TESTS_COLLECTED else 1, 0, seconds, code)
-        return read_report(report, seconds, code)
+        return read_report(self.report, seconds, code)
+
+    def _show(self, said: Path) -> None:
+        with said.open() as lines:
+            while True:
+                over = self.process.poll() is not None
+                print(lines.read(), end="", flush=True)
+                if over:
+                    return
+                time.sleep(0.2)
 
 
-def run_group(command: Sequence[str], env: Mapping[str, str]) -> int:
-    """Run the command as the leader of a new session and give its exit code.
+@contextmanager
+def started(arguments: Sequence[str], extra_env: Mapping[str, str], said: Path | None) -> Iterator[Run]:
+    """pytest as the leader of a new session, its output in the file `said` if there is one.
 
-    A Ctrl-C or SIGTERM that reaches us is passed on, and waited for; then whatever is left of the group is
-    killed.
+    A Ctrl-C or SIGTERM that reaches us is passed on, and waited for; then whatever is left of its group is killed.
     """
     with (
-        termination_as_interrupt(),
-        subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, start_new_session=True) as process,
+        tempfile.TemporaryDirectory(prefix="narthex-tests-") as directory,
+        nullcontext() if said is None else said.open("wb") as out,
     ):
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
-            raise
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        report = Path(directory) / "junit.xml"
+        command = [sys.executable, "-P", "-m", "pytest", "--no-header", f"--junit-xml={report}", *arguments]
+        since = time.monotonic()
+        with subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **extra_env}, stdin=subprocess.DEVNULL, stdout=out,
+            stderr=None if out is None else subprocess.STDOUT, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                yield Run(process, report, said, since)
+            except BaseException:
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_S)
+                raise
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
