@@ -32,6 +32,7 @@ say "accounts"
 sed -i 's/^\([^:]*\):[^:]*:/\1:*:/' /etc/shadow
 # A shell that reads no file at its start: sshd runs the one command by it, for every channel.
 usermod -s /bin/sh root
+usermod -s /usr/sbin/nologin frr # Debian gives it one, for vtysh by ssh
 
 for check in /run/provision/checks/*; do
     say "check ${check##*/}"
