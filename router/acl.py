@@ -25,6 +25,7 @@ from typing import Literal
 
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Touched, Verdict, VerdictMap
 from router.config import Acl, Config, Interface, Network
+from router.family import speaks_v6, spoken, spoken_sets
 from router.gate import Screen, ends, family_of, rewritten, serving
 from router.links import link_name
 
@@ -40,10 +41,11 @@ def compile_acl(config: Config, facts: Facts) -> State:
         return State()
     links = {i.id: link_name(i, facts) for i in config.interfaces}
     screens = [_list(acl, side) for acl in config.acls if acl.id in named for side in SIDES]
-    sets = [*_places(config, links), *(s for found in screens for s in found.sets)]
+    sets = spoken_sets(_places(config, links), speaks_v6(config))
+    sets.update((s.name, s) for found in screens for s in found.sets)
     return State(
         ruleset=Ruleset(
-            {s.name: s for s in sets},
+            sets,
             (
                 *(found.chain for found in screens),
                 *(_into(n, links[n.interface]) for n in tiers(config)),
@@ -64,7 +66,7 @@ def judges(config: Config) -> tuple[FilterRule, ...]:
     """What chain `forward` asks of every new packet."""
     if not _named(config):
         return ()
-    return (
+    rules = (
         FilterRule((), VerdictMap(("ip saddr",), "m_acl_from"), "out of a tier"),
         FilterRule((), VerdictMap(("ip6 saddr",), "m_acl_from6"), "out of a tier"),
         FilterRule((), VerdictMap(("iifname",), "m_acl_from_link"), "in by a private gateway"),
@@ -72,6 +74,7 @@ def judges(config: Config) -> tuple[FilterRule, ...]:
         FilterRule((), VerdictMap(("ip6 daddr",), "m_acl_to6"), "into a tier"),
         FilterRule((), VerdictMap(("oifname",), "m_acl_to_link"), "out by a private gateway"),
     )
+    return spoken(rules, speaks_v6(config))
 
 
 def between(config: Config) -> tuple[FilterRule, ...]:
@@ -80,12 +83,13 @@ def between(config: Config) -> tuple[FilterRule, ...]:
         return ()
     from_gateway = Match(("iifname",), set="s_private")
     to_tier, to_tier6 = VerdictMap(("ip daddr",), "m_tier"), VerdictMap(("ip6 daddr",), "m_tier6")
-    return (
+    rules = (
         FilterRule((Match(("ip saddr",), set="s_tier"),), to_tier, "from tier to tier"),
         FilterRule((Match(("ip6 saddr",), set="s_tier6"),), to_tier6, "from tier to tier"),
         FilterRule((from_gateway,), to_tier, "from a private gateway to a tier"),
         FilterRule((from_gateway,), to_tier6, "from a private gateway to a tier"),
     )
+    return spoken(rules, speaks_v6(config))
 
 
 def _named(config: Config) -> set[str]:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Touched, Verdict, VerdictMap
 from router.config import Config, EgressRule, Network
+from router.family import speaks_v6
 from router.gate import Screen, amended, exact_ports, filled, has_port, open_to, owner_of, rewritten, terms_of
 from router.links import link_name
 
@@ -41,10 +42,11 @@ def compile_egress(config: Config, facts: Facts) -> State:
     leads = {n.cidr: f"jump {chain_name(n)}" for n in config.networks}
     owners = {n.cidr: n.id for n in config.networks}
     sets["m_egress"] = NftSet("m_egress", "ipv4_addr", "verdict", True, leads, owners)
-    v6 = {n.cidr6: n for n in config.networks if n.cidr6}
-    leads = {cidr: f"jump {chain_name(n)}" for cidr, n in v6.items()}
-    owners = {cidr: n.id for cidr, n in v6.items()}
-    sets["m_egress6"] = NftSet("m_egress6", "ipv6_addr", "verdict", True, leads, owners)
+    if speaks_v6(config):
+        v6 = {n.cidr6: n for n in config.networks if n.cidr6}
+        leads = {cidr: f"jump {chain_name(n)}" for cidr, n in v6.items()}
+        owners = {cidr: n.id for cidr, n in v6.items()}
+        sets["m_egress6"] = NftSet("m_egress6", "ipv6_addr", "verdict", True, leads, owners)
     return State(ruleset=Ruleset(sets, tuple(chains)))
 
 

@@ -1,7 +1,7 @@
 """The packet filter: what may come in to a public address, what the router answers itself, what it passes on.
 
     ingress    prerouting mangle: senders.py, the mark of the flow's uplink, the firewall of the public address
-    input      what is for the router itself (README.md, 8)
+    input      what is for the router itself: offers.py
     forward    what ACLs let pass (acl.py) of translated packets, guests outwards (egress.py), and tiers
     reroute    output: the router's own packets take their flow's uplink
 
@@ -39,10 +39,11 @@ from appliance.state import (
     Verdict,
     VerdictMap,
 )
-from appliance.values import bounds, contains, dotted, is_v6, number
+from appliance.values import is_v6
 from router.acl import between, judges
-from router.config import Config, Firewall, Interface, Network
+from router.config import Config, Firewall
 from router.doors import Door, doors
+from router.family import speaks_v6, spoken, spoken_sets
 from router.gate import (
     FLAT_CIDRS,
     Screen,
@@ -60,14 +61,12 @@ from router.gate import (
     terms_of,
 )
 from router.links import link_names, own_addresses
+from router.offers import PORT_KEY, asked_at, offers
 from router.routed import inwards
 from router.routing import Uplink, uplink6_of, uplink_of, uplinks
 
 ACCEPT, DROP = Verdict("accept"), Verdict("drop")
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
-PORT_KEY = "ipv4_addr . inet_proto . inet_service"
-CONTROL_PORT = "3922"
-DHCP_SERVERS = "ff02::1:2"  # all of a link (RFC 8415, 7.1)
 # What ingress looks up, empty. Those by source are there only while a rule has a source of that length.
 _BY_SOURCE: Mapping[str, NftSet] = {f"s_from_{n}": NftSet(f"s_from_{n}", f"ipv4_addr . {PORT_KEY}") for n in range(33)}
 _INGRESS: Mapping[str, NftSet] = {
@@ -80,8 +79,6 @@ _INGRESS: Mapping[str, NftSet] = {
 _KNOWN = Match(("ct state",), ("established", "related"))
 _INVALID = Match(("ct state",), ("invalid",))
 _UNTRACKED = Match(("ct state",), ("untracked",))
-_ECHO = Match(("icmp type",), ("8",))
-_ECHO6 = Match(("icmpv6 type",), ("128",))
 _LOOPBACK = Match(("iifname",), ("lo",))
 # Of a link, and the kernel takes it from there alone (hop limit 255); conntrack does not know it.
 _NEIGHBOURS = Match(("icmpv6 type",), ("133", "134", "135", "136"))
@@ -93,17 +90,19 @@ def compile_firewall(config: Config, facts: Facts) -> State:
     opened = doors(config, facts)
     inward, screens = _ingress(config.firewall)
     inward += _opened(opened)
-    sets = [*_links(config, facts), *_marks(config, known), *_own(config, facts, opened), *inward]
+    sets = [*_links(config, facts), *_marks(config, known), *asked_at(config, facts, opened), *inward]
     sets += [s for found in screens for s in found.sets]
+    v6 = speaks_v6(config)
+    asked_sets = spoken_sets(sets, v6)
     return State(
         ruleset=Ruleset(
-            {s.name: s for s in sets},
+            asked_sets,
             (
-                Chain("ingress", _ingress_rules(), Hook("filter", "prerouting", -150)),
+                Chain("ingress", spoken(_ingress_rules(), v6), Hook("filter", "prerouting", -150)),
                 Chain("input", _input_rules(config, facts, opened), Hook("filter", "input", 0, "drop")),
                 Chain("forward", _forward_rules(config), Hook("filter", "forward", 0, "drop")),
-                Chain("reroute", _reroute_rules(), Hook("route", "output", -150)),
-                _public(s.name for s in inward),
+                Chain("reroute", spoken(_reroute_rules(), v6), Hook("route", "output", -150)),
+                _public(asked_sets),
                 *(found.chain for found in screens),
             ),
         )
@@ -158,19 +157,17 @@ def _ingress_rules() -> tuple[FilterRule, ...]:
 
 def _public(sets: Iterable[str]) -> Chain:
     """The chain that judges what was sent to a public address; `sets` name those there are."""
-    sets = tuple(sets)
+    sets = set(sets)
     lengths = sorted((int(name.removeprefix("s_from_")) for name in sets if name in _BY_SOURCE), reverse=True)
-    return Chain(
-        "public",
-        (
-            FilterRule((), VerdictMap(SENT_TO, "m_ingress"), "open ports"),
-            *(_from(length) for length in lengths),
-            FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
-            FilterRule((), VerdictMap(("ip6 daddr",), "m_ingress_address6"), "what an IPv6 address takes"),
-            *(rule for name, rule in _PUBLIC_DOORS.items() if name in sets),
-            FilterRule((), DROP, "no firewall rule lets it in", counter=True),
-        ),
+    rules = (
+        FilterRule((), VerdictMap(SENT_TO, "m_ingress"), "open ports"),
+        *(_from(length) for length in lengths),
+        FilterRule((), VerdictMap(("ip daddr",), "m_ingress_address"), "what else an address takes"),
+        FilterRule((), VerdictMap(("ip6 daddr",), "m_ingress_address6"), "what an IPv6 address takes"),
+        *(rule for name, rule in _PUBLIC_DOORS.items() if name in sets),
+        FilterRule((), DROP, "no firewall rule lets it in", counter=True),
     )
+    return Chain("public", spoken(rules, "m_ingress_address6" in sets))
 
 
 def _from(length: int) -> FilterRule:
@@ -322,121 +319,33 @@ def _links(config: Config, facts: Facts) -> Iterator[NftSet]:
         yield NftSet(name, "ifname", elements=dict.fromkeys(found, ""), owners=owners)
 
 
-# --- input --------------------------------------------------------------------------------------------------
+# --- input and forward --------------------------------------------------------------------------------------
 
 
 def _input_rules(config: Config, facts: Facts, opened: tuple[Door, ...]) -> tuple[FilterRule, ...]:
-    control = Match(("iifname",), tuple(link_names(config, facts, "control")))
-    to_one = Match(("fib daddr type",), ("local",))  # nobody manages a router by broadcast
-    manager = (control, to_one, Match(("meta l4proto",), ("tcp",)), Match(("th dport",), (CONTROL_PORT,)))
-    here: tuple[FieldName, ...] = ("iifname", "ip daddr")
-    here6: tuple[FieldName, ...] = ("iifname", "ip6 daddr")
-    inner = Match(("iifname",), tuple(link_names(config, facts, "guest", "private", "control")))
-    by_link = Match(("ip6 daddr",), ("fe80::/10",))  # the router's address in its advertisements
     return (
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow"),
         FilterRule((_LOOPBACK,), ACCEPT, "the router to itself"),
         FilterRule((_NEIGHBOURS,), ACCEPT, "IPv6 neighbour discovery"),
-        FilterRule(manager, ACCEPT, "the manager"),
-        FilterRule((control, to_one, _ECHO), ACCEPT, "the manager's ping"),
-        FilterRule((control, to_one, _ECHO6), ACCEPT, "the manager's ping"),
-        FilterRule((Match(("ip daddr",), set="s_public"),), ACCEPT, "the firewall has judged it"),
-        FilterRule((Match(("ip6 daddr",), set="s_public6"),), ACCEPT, "the firewall has judged it"),
-        FilterRule((Match(here, set="s_own"), _ECHO), ACCEPT, "ping from a neighbour"),
-        FilterRule((Match(here6, set="s_own6"), _ECHO6), ACCEPT, "ping from a neighbour"),
-        FilterRule((inner, by_link, _ECHO6), ACCEPT, "ping from a neighbour"),
-        FilterRule((Match((*here, "meta l4proto", "th dport"), set="s_service"),), ACCEPT, "DHCP, DNS"),
-        FilterRule((Match((*here6, "meta l4proto", "th dport"), set="s_service6"),), ACCEPT, "DHCPv6, DNS"),
-        *(
-            FilterRule((Match((*fields, "meta l4proto"), set=name),), ACCEPT, "a protocol without ports")
-            for name, fields in (("s_protocol", here), ("s_protocol6", here6))
-            if any(_is_protocol(d) and is_v6(d.address) is (name == "s_protocol6") for d in opened)
-        ),
+        *spoken(offers(config, facts, opened), speaks_v6(config)),
     )
 
 
-def _is_protocol(door: Door) -> bool:
-    return not door.public and not door.port
-
-
-def _own(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[NftSet]:
-    """s_own: where a neighbour may ping the router; s_service: where a guest may ask it; s_protocol: the same, of
-    protocols without ports, where there is such a door."""
-    own: dict[str, str] = {}
-    services = _at(opened, v6=False)
-    for link, interface in link_names(config, facts, "guest", "private").items():
-        networks = [n for n in config.networks if n.interface == interface.id]
-        for address in own_addresses(interface):
-            own[f"{link} . {address}"] = interface.id
-        for network in networks:
-            for address in _asked_at(network, interface):
-                own[f"{link} . {address}"] = interface.id
-                services.update((f"{link} . {address} . {s}", network.id) for s in _services(network))
-    yield NftSet("s_own", "ifname . ipv4_addr", elements=dict.fromkeys(own, ""), owners=own)
-    key = f"ifname . {PORT_KEY}"
-    yield NftSet("s_service", key, elements=dict.fromkeys(services, ""), owners=services)
-    yield from _own6(config, facts, opened)
-    for name, of, v6 in (("s_protocol", "ipv4_addr", False), ("s_protocol6", "ipv6_addr", True)):
-        found = {f"{d.link} . {d.address} . {d.protocol}": d.owner for d in opened if _is_protocol(d)}
-        found = {key: owner for key, owner in found.items() if (":" in key) is v6}
-        if found:
-            yield NftSet(name, f"ifname . {of} . inet_proto", elements=dict.fromkeys(found, ""), owners=found)
-
-
-def _at(opened: Iterable[Door], v6: bool) -> dict[str, str]:
-    """The doors of a family with a port, as keys of s_service, with their owners."""
-    inner = (d for d in opened if d.port and not d.public and is_v6(d.address) is v6)
-    return {f"{d.link} . {d.address} . {d.protocol} . {d.port}": d.owner for d in inner}
-
-
-def _own6(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[NftSet]:
-    """The same in IPv6, where who has no address yet asks a group."""
-    own: dict[str, str] = {}
-    services = _at(opened, v6=True)
-    for link, interface in link_names(config, facts, "guest", "private").items():
-        for address in own_addresses(interface, v6=True):
-            own[f"{link} . {address}"] = interface.id
-            for n in config.networks:
-                if n.interface == interface.id and n.cidr6 and n.dns and contains(n.cidr6, address):
-                    services.update((f"{link} . {address} . {s}", n.id) for s in ("udp . 53", "tcp . 53"))
-        for n in config.networks:
-            if n.interface == interface.id and n.cidr6 and n.advertise.addresses != "off":
-                services[f"{link} . {DHCP_SERVERS} . udp . 547"] = n.id
-    yield NftSet("s_own6", "ifname . ipv6_addr", elements=dict.fromkeys(own, ""), owners=own)
-    key = "ifname . ipv6_addr . inet_proto . inet_service"
-    yield NftSet("s_service6", key, elements=dict.fromkeys(services, ""), owners=services)
-
-
-def _asked_at(network: Network, interface: Interface) -> Iterator[str]:
-    """The router's addresses in a network, and the broadcasts by which a guest without an address asks."""
-    first, last = bounds(network.cidr)
-    yield from (a for a in own_addresses(interface) if first <= number(a) <= last)
-    yield dotted(last)
-    yield "255.255.255.255"
-
-
-def _services(network: Network) -> Iterator[str]:
-    if network.dhcp.enabled:
-        yield "udp . 67"
-    if network.dns:
-        yield "udp . 53"
-        yield "tcp . 53"
-
-
-# --- forward ------------------------------------------------------------------------------------------------
-
-
 def _forward_rules(config: Config) -> tuple[FilterRule, ...]:
-    outwards = Match(("oifname",), set="s_outside")
+    outwards, v6 = Match(("oifname",), set="s_outside"), speaks_v6(config)
+    untracked = FilterRule((_UNTRACKED,), DROP, "neighbour discovery is a link's own")
+    guests = (
+        FilterRule((outwards,), VerdictMap(("ip saddr",), "m_egress"), "guests outwards"),
+        FilterRule((outwards,), VerdictMap(("ip6 saddr",), "m_egress6"), "guests outwards"),
+    )
     return (
         FilterRule((_KNOWN,), ACCEPT, "flows that were let in"),
         FilterRule((_INVALID,), DROP, "belongs to no flow"),
-        FilterRule((_UNTRACKED,), DROP, "neighbour discovery is a link's own"),
+        *((untracked,) if v6 else ()),
         *judges(config),
         FilterRule((Match(("ct status",), ("dnat",)),), ACCEPT, "translated: the firewall has judged it"),
-        FilterRule((outwards,), VerdictMap(("ip saddr",), "m_egress"), "guests outwards"),
-        FilterRule((outwards,), VerdictMap(("ip6 saddr",), "m_egress6"), "guests outwards"),
+        *spoken(guests, v6),
         *inwards(config),
         *between(config),
     )

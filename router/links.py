@@ -19,6 +19,7 @@ from __future__ import annotations
 from appliance.state import Address, Facts, Link, State, Sysctl
 from appliance.values import address_text, bounds, is_v6
 from router.config import Config, Interface
+from router.family import speaks_v6
 
 # ip_forward stands first: writing it sets the others back to the defaults of a host or a router (ip-sysctl).
 _ALL = (
@@ -44,11 +45,10 @@ _EACH = (
 def compile_links(config: Config, facts: Facts) -> State:
     """The sysctls, links and addresses of all interfaces."""
     interfaces = sorted(config.interfaces, key=lambda i: i.id)
-    routes_v6 = any(is_v6(cidr) for i in interfaces for cidr in i.addresses)
     return State(
         sysctls=(
             *(Sysctl(key, value) for key, value in _ALL),
-            Sysctl("net.ipv6.conf.all.forwarding", "1" if routes_v6 else "0"),
+            Sysctl("net.ipv6.conf.all.forwarding", "1" if speaks_v6(config) else "0"),
             *(setting for i in interfaces for setting in _settings(i, link_name(i, facts))),
         ),
         links=tuple(Link(link_name(i, facts), i.mac, i.mtu, owner=i.id) for i in interfaces),

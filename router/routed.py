@@ -39,19 +39,20 @@ def compile_routed(config: Config, facts: Facts) -> State:
     v4, v6 = {n.cidr: n for n in networks if n.routed}, {n.cidr6: n for n in networks if n.cidr6}
     for name, key, found in (("m_routed", "ipv4_addr", v4), ("m_routed6", "ipv6_addr", v6)):
         leads = {cidr: f"jump {_name(n)}" for cidr, n in found.items()}
-        sets[name] = NftSet(name, key, "verdict", True, leads, {cidr: n.id for cidr, n in found.items()})
+        if found:
+            sets[name] = NftSet(name, key, "verdict", True, leads, {cidr: n.id for cidr, n in found.items()})
     return State(ruleset=Ruleset(sets, tuple(chains)))
 
 
 def inwards(config: Config) -> tuple[FilterRule, ...]:
     """What chain `forward` asks of new packets from outside."""
-    if not reached(config):
-        return ()
-    from_outside = Match(("iifname",), set="s_outside")
-    return (
-        FilterRule((from_outside,), VerdictMap(("ip daddr",), "m_routed"), "to guests by their own addresses"),
-        FilterRule((from_outside,), VerdictMap(("ip6 daddr",), "m_routed6"), "to guests by their own addresses"),
-    )
+    from_outside, why = Match(("iifname",), set="s_outside"), "to guests by their own addresses"
+    rules = []
+    if any(n.routed for n in config.networks):
+        rules.append(FilterRule((from_outside,), VerdictMap(("ip daddr",), "m_routed"), why))
+    if any(n.cidr6 for n in config.networks):
+        rules.append(FilterRule((from_outside,), VerdictMap(("ip6 daddr",), "m_routed6"), why))
+    return tuple(rules)
 
 
 def reached(config: Config) -> list[Network]:

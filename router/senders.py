@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Verdict, VerdictMap
 from appliance.values import is_v6, merged, subnet
 from router.config import Config, Interface
+from router.family import speaks_v6, spoken, spoken_sets
 from router.links import any_routers, link_names, own_addresses
 
 DROP, RETURN = Verdict("drop"), Verdict("return")
@@ -39,16 +40,12 @@ def compile_senders(config: Config, facts: Facts) -> State:
         for link, i in inner.items()
         if i.addresses
     ]
+    self6 = NftSet("s_self6", "ipv6_addr", elements=dict.fromkeys(own, ""), owners=own)
+    v6 = speaks_v6(config)
     return State(
         ruleset=Ruleset(
-            {
-                s.name: s
-                for s in (
-                    *_homes(inner.values()),
-                    NftSet("s_self6", "ipv6_addr", "", False, dict.fromkeys(own, ""), own),
-                )
-            },
-            (Chain("senders", _rules()), *at_home),
+            spoken_sets((*_homes(inner.values()), self6), v6),
+            (Chain("senders", spoken(_rules(), v6)), *at_home),
         )
     )
 
