@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from errno import ENOENT
 from functools import cache
 from itertools import islice
-from socket import AF_INET, inet_aton, inet_ntoa
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct
 
 from appliance import wire
@@ -26,12 +26,14 @@ _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _NFGENMSG = Struct("!BBH")
 _TUPLE_ORIGINAL, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _IP, _PROTO = 1, 2
-_V4_SOURCE, _V4_DESTINATION = 1, 2
+# CTA_IP_V4_SRC and its like, by family
+_SOURCE: dict[int, int] = {AF_INET: 1, AF_INET6: 3}
+_DESTINATION: dict[int, int] = {AF_INET: 2, AF_INET6: 4}
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _ORIGINAL_FLAGS, _REPLY_FLAGS = 1, 2
 # nf_conntrack_netlink.c, CTA_FILTER_F_*: which parts of a tuple the kernel shall compare
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_DESTINATION_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
-_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
+_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 _WITH_PORTS = (6, 17, 33, 132, 136)  # tcp udp dccp sctp udplite
 _NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _FEW = 3  # so many filtered walks (10 ms each over 262,144 buckets) cost no more than listing 10,000 flows (40 ms)
@@ -66,12 +68,16 @@ class Flow:
     key: bytes
 
     def __str__(self) -> str:
-        went = f"{self.source}:{self.source_port} -> {self.destination}:{self.destination_port}"
-        return f"{self.protocol} {went} (answers {self.reply_source}:{self.reply_source_port})"
+        went = f"{_end(self.source, self.source_port)} -> {_end(self.destination, self.destination_port)}"
+        return f"{self.protocol} {went} (answers {_end(self.reply_source, self.reply_source_port)})"
+
+
+def _end(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 class Conntrack:
-    """The kernel's table of IPv4 flows. Any thread may call; calls take turns."""
+    """The kernel's table of flows, of both families. Any thread may call; calls take turns."""
 
     def __init__(self) -> None:
         self._channel = wire.Channel(wire.NETFILTER)
@@ -88,7 +94,7 @@ class Conntrack:
         """End them; how many there were. One that ended by itself meanwhile does not count. Raises NetlinkError."""
         if not wanted:
             return 0
-        keys = [(_DELETE, _NFGENMSG.pack(AF_INET, 0, 0) + _key(body)) for body, _ in self._matching(wanted)]
+        keys = [(_DELETE, body[: _NFGENMSG.size] + _key(body)) for body, _ in self._matching(wanted)]
         try:
             results = self._channel.tell(keys)
         except OSError as error:
@@ -98,35 +104,43 @@ class Conntrack:
         return results.count(0)
 
     def _matching(self, wanted: Sequence[Flows]) -> Iterator[tuple[bytes, _Tuples]]:
-        matchers = [_Matcher(flows) for flows in wanted]
+        matchers = [_Matcher(flows, family) for flows in wanted for family in _families(flows)]
         questions = [(matcher, filter) for matcher in matchers for filter in matcher.filters()]
         if len(questions) > _FEW:
-            yield from self._listed(_Index(matchers), b"")
+            for family in sorted({matcher.family for matcher in matchers}):
+                yield from self._listed(family, _Index([m for m in matchers if m.family == family]), b"")
             return
         seen: set[bytes] = set()
         for matcher, filter in questions:
-            for body, tuples in self._listed(_Index([matcher]), filter):
+            for body, tuples in self._listed(matcher.family, _Index([matcher]), filter):
                 if (key := _key(body)) not in seen:
                     seen.add(key)
                     yield body, tuples
 
-    def _listed(self, index: _Index, question: bytes) -> Iterator[tuple[bytes, _Tuples]]:
+    def _listed(self, family: int, index: _Index, question: bytes) -> Iterator[tuple[bytes, _Tuples]]:
         try:
-            answers = self._channel.dump(_GET, _NFGENMSG.pack(AF_INET, 0, 0) + question)
+            answers = self._channel.dump(_GET, _NFGENMSG.pack(family, 0, 0) + question)
         except (wire.KernelError, OSError) as error:
             raise wire.NetlinkError("list flows", wire.words(error)) from None
         for _, body in answers:
-            tuples = _tuples(body)
+            tuples = _tuples(body, family)
             if tuples is not None and index.matches(tuples):
                 yield body, tuples
 
 
-class _Matcher:
-    """A `Flows` made ready to be compared with many entries."""
+def _families(flows: Flows) -> tuple[int, ...]:
+    """Those of its addresses; both, where it names none."""
+    texts = (flows.destination, flows.target, flows.source, flows.translated, flows.address, *flows.sources)
+    return tuple({AF_INET6 if ":" in text else AF_INET for text in texts if text}) or (AF_INET, AF_INET6)
 
-    def __init__(self, flows: Flows) -> None:
+
+class _Matcher:
+    """A `Flows` made ready to be compared with many entries of a family."""
+
+    def __init__(self, flows: Flows, family: int) -> None:
+        self.family = family
         self.destination, self.target, self.source, self.translated, self.address = (
-            inet_aton(text) if text else None
+            inet_pton(family, text) if text else None
             for text in (flows.destination, flows.target, flows.source, flows.translated, flows.address)
         )
         self._protocol = _number(flows.protocol) if flows.protocol else None
@@ -149,7 +163,10 @@ class _Matcher:
 
     def filters(self) -> Iterator[bytes]:
         """The kernel's filters whose findings together hold all that matches."""
-        if self.address is None:
+        if self.family == AF_INET6:
+            # Linux 6.18 lets pass just what is NOT this address (ctnetlink_filter_match_tuple: `!ipv6_addr_cmp`).
+            yield b""
+        elif self.address is None:
             yield self._filter(self.destination, self.translated)
         else:
             yield self._filter(self.address, self.translated)
@@ -157,8 +174,8 @@ class _Matcher:
 
     def _filter(self, destination: bytes | None, translated: bytes | None) -> bytes:
         port = self._ports[0] if self._ports and self._ports[0] == self._ports[1] else None
-        original, by_original = _partial(self.source, destination, self._protocol, port)
-        reply, by_reply = _partial(self.target, translated, None, None)
+        original, by_original = _partial(self.family, self.source, destination, self._protocol, port)
+        reply, by_reply = _partial(self.family, self.target, translated, None, None)
         if not by_original | by_reply:
             return b""
         flags = ((_ORIGINAL_FLAGS, by_original), (_REPLY_FLAGS, by_reply))
@@ -202,16 +219,16 @@ class _Index:
 
 
 def _partial(
-    source: bytes | None, destination: bytes | None, protocol: int | None, port: int | None
+    family: int, source: bytes | None, destination: bytes | None, protocol: int | None, port: int | None
 ) -> tuple[bytes, int]:
     """A tuple of only what is given, and the flags that say what that is. The kernel wants both addresses' places."""
     by, addresses, proto = 0, b"", b""
     if source is not None:
         by |= _BY_SOURCE
-        addresses += wire.attribute(_V4_SOURCE, source)
+        addresses += wire.attribute(_SOURCE[family], source)
     if destination is not None:
         by |= _BY_DESTINATION
-        addresses += wire.attribute(_V4_DESTINATION, destination)
+        addresses += wire.attribute(_DESTINATION[family], destination)
     if protocol is not None:
         by |= _BY_NUMBER
         proto += wire.attribute(_NUMBER, bytes((protocol,)))
@@ -226,10 +243,11 @@ def _number(protocol: str) -> int:
 
 
 def _network(cidr: str) -> tuple[int, int]:
-    """(first address, mask) of an IPv4 CIDR or address."""
+    """(first address, mask) of a CIDR or address."""
     head, _, length = cidr.partition("/")
-    mask = 0xFFFFFFFF << 32 - int(length or 32) & 0xFFFFFFFF
-    return int.from_bytes(inet_aton(head)) & mask, mask
+    family, bits = (AF_INET6, 128) if ":" in head else (AF_INET, 32)
+    mask = (1 << bits) - (1 << bits - int(length or bits))
+    return int.from_bytes(inet_pton(family, head)) & mask, mask
 
 
 def _is_in(address: bytes, networks: list[tuple[int, int]]) -> bool:
@@ -237,26 +255,27 @@ def _is_in(address: bytes, networks: list[tuple[int, int]]) -> bool:
     return any(number & mask == first for first, mask in networks)
 
 
-def _tuples(body: bytes) -> _Tuples | None:
-    """Both tuples of an entry; None where it isn't an IPv4 flow."""
-    if len(body) >= 4 + 2 * _TUPLE_SIZE:
+def _tuples(body: bytes, family: int) -> _Tuples | None:
+    """Both tuples of an entry; None where it isn't a flow of the family."""
+    if family == AF_INET and len(body) >= 4 + 2 * _TUPLE_SIZE:
         lengths = _LENGTH.unpack_from(body, 4)[0], _LENGTH.unpack_from(body, 4 + _TUPLE_SIZE)[0]
         if lengths == (_TUPLE_SIZE, _TUPLE_SIZE):
             found: _Tuples = _TUPLES.unpack_from(body, 4)
             return found
     parts = wire.attributes(body, _NFGENMSG.size)
-    both = [_tuple(parts.get(kind, b"")) for kind in (_TUPLE_ORIGINAL, _TUPLE_REPLY)]
+    both = [_tuple(parts.get(kind, b""), family) for kind in (_TUPLE_ORIGINAL, _TUPLE_REPLY)]
     return both[0] + both[1] if both[0] and both[1] else None
 
 
-def _tuple(data: bytes) -> tuple[bytes, bytes, int, int, int] | None:
+def _tuple(data: bytes, family: int) -> tuple[bytes, bytes, int, int, int] | None:
     """One tuple of any protocol; ports 0 where it has none (icmp)."""
     parts = wire.attributes(data)
     ip, proto = wire.attributes(parts.get(_IP, b"")), wire.attributes(parts.get(_PROTO, b""))
-    if _V4_SOURCE not in ip or _V4_DESTINATION not in ip or _NUMBER not in proto:
+    source, destination = ip.get(_SOURCE[family]), ip.get(_DESTINATION[family])
+    if source is None or destination is None or _NUMBER not in proto:
         return None
     ports = [int.from_bytes(proto.get(kind, b"\0\0")[:2]) for kind in (_SOURCE_PORT, _DESTINATION_PORT)]
-    return ip[_V4_SOURCE], ip[_V4_DESTINATION], proto[_NUMBER][0], ports[0], ports[1]
+    return source, destination, proto[_NUMBER][0], ports[0], ports[1]
 
 
 def _key(body: bytes) -> bytes:
@@ -270,16 +289,20 @@ def _flow(body: bytes, found: _Tuples) -> Flow:
     source, destination, protocol, sport, dport, reply_source, reply_destination, _, rsport, rdport = found
     return Flow(
         _NAMES.get(protocol, str(protocol)),
-        inet_ntoa(source),
+        _text(source),
         sport,
-        inet_ntoa(destination),
+        _text(destination),
         dport,
-        inet_ntoa(reply_source),
+        _text(reply_source),
         rsport,
-        inet_ntoa(reply_destination),
+        _text(reply_destination),
         rdport,
         _key(body),
     )
+
+
+def _text(address: bytes) -> str:
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
 
 
 # --- for the agent, which has one network namespace all its life ---------------------------------------------------

@@ -29,7 +29,7 @@ idents = itertools.count(0x1001)
 class Call:
     """`by` asks `to`. `protocol` tcp, udp, icmp or a number; `source` of its addresses; `link` it must go and come by.
 
-    `icmp` is type and code.
+    `icmp` is type and code; ICMPv6's own where `to` is IPv6.
     """
 
     by: Ground
@@ -68,8 +68,8 @@ def both(by: Ground, to: str, port: int, source: str = "", link: str = "") -> tu
     return tcp(by, to, port, source, link), udp(by, to, port, source, link)
 
 
-def echo(by: Ground, to: str, source: str = "", link: str = "", icmp: tuple[int, int] = (8, 0)) -> Call:
-    return Call(by, to, 0, "icmp", source, link, icmp)
+def echo(by: Ground, to: str, source: str = "", link: str = "", icmp: tuple[int, int] | None = None) -> Call:
+    return Call(by, to, 0, "icmp", source, link, icmp or ((128, 0) if ":" in to else (8, 0)))
 
 
 def raw(by: Ground, to: str, number: int, source: str = "") -> Call:
@@ -153,7 +153,7 @@ def _read(question: _Question) -> Reply | None:
 def opened(call: Call, kind: int, protocol: int = 0) -> socket.socket:
     """A socket for a call where it is made, bound as it says; not blocking."""
     with call.by.entered():
-        made = socket.socket(socket.AF_INET, kind, protocol)
+        made = socket.socket(socket.AF_INET6 if ":" in call.to else socket.AF_INET, kind, protocol)
     try:
         made.setblocking(False)
         if call.link:
@@ -204,7 +204,7 @@ class _Raw:
         self.socket.sendto(self.head + b"?" + self.token, (call.to, 0))
 
     def read(self) -> Reply | None:
-        packet = self.socket.recv(LINE)[20 + len(self.head) :]
+        packet = self.socket.recv(LINE)[_before(self.socket) + len(self.head) :]
         found = packet.startswith(b"!" + self.token + b" ")
         return greeting(packet.partition(b" ")[2]) if found else None
 
@@ -212,7 +212,7 @@ class _Raw:
 class _Echo:
     """Any ICMP question: its answer has the type that belongs to it, and its identifier."""
 
-    _ANSWERS = {8: 0, 13: 14}
+    _ANSWERS = {8: 0, 13: 14, 128: 129}
 
     def __init__(self, call: Call, services: Services) -> None:
         self.ident, self.services = next(idents) & 0xFFFF, services
@@ -220,18 +220,25 @@ class _Echo:
         self.answer = self._ANSWERS[kind]
         body = struct.pack("!HH12s", self.ident, 1, b"narthex test")
         summed = checksum(struct.pack("!BBH", kind, code, 0) + body)
-        self.socket = opened(call, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        number = socket.IPPROTO_ICMPV6 if ":" in call.to else socket.IPPROTO_ICMP  # whose checksum the kernel makes
+        self.socket = opened(call, socket.SOCK_RAW, number)
         self.socket.sendto(struct.pack("!BBH", kind, code, summed) + body, (call.to, 0))
 
     def read(self) -> Reply | None:
-        packet = self.socket.recv(LINE)
-        kind, ident = packet[20], struct.unpack_from("!H", packet, 24)[0]
-        if kind == 3 and struct.unpack_from("!H", packet, 52)[0] == self.ident:
+        message = self.socket.recv(LINE)[_before(self.socket) :]
+        kind, ident = message[0], struct.unpack_from("!H", message, 4)[0]
+        refused, asked = (1, 52) if self.socket.family == socket.AF_INET6 else (3, 32)  # where the question's is
+        if kind == refused and struct.unpack_from("!H", message, asked)[0] == self.ident:
             return Reply("unreachable")
         if (kind, ident) != (self.answer, self.ident):
             return None
         name, seen = self.services.who_was_asked(self.ident)
         return Reply(name or "router", seen)
+
+
+def _before(raw: socket.socket) -> int:
+    """What a raw socket gives before the packet's own: a header, in IPv4 alone."""
+    return 0 if raw.family == socket.AF_INET6 else 20
 
 
 def checksum(data: bytes) -> int:

@@ -15,6 +15,9 @@ from tests.netns.namespaces import fresh_namespace, tool
 # Everything happens on the loopback: 127.0.5.5:53/udp is a forward, 127.0.5.6 a static NAT, 127.0.7.7 a source NAT
 # for what goes to 127.0.0.9.
 RULES = """
+table ip6 t {
+    chain tracked { type filter hook output priority 0; ct state new accept; }
+}
 table ip t {
     chain tracked { type filter hook output priority 0; ct state new accept; }
     chain dstnat { type nat hook output priority -100;
@@ -27,7 +30,7 @@ table ip t {
 
 
 def send(destination: str, port: int, source: str = "127.0.0.1", source_port: int = 0) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    with socket.socket(socket.AF_INET6 if ":" in destination else socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.bind((source, source_port))
         out.sendto(b"x", (destination, port))
 
@@ -43,6 +46,8 @@ def table() -> Iterator[Conntrack]:
         send("127.0.0.3", 53, source_port=5005)
         send("127.0.5.5", 99, source_port=5006)
         tool("ping -c 1 -W 1 127.0.5.6")
+        send("::1", 53, "::1", 6001)
+        send("::1", 99, "::1", 6002)
         opened = Conntrack()
         yield opened
         opened.close()
@@ -50,7 +55,7 @@ def table() -> Iterator[Conntrack]:
 
 PING = 0
 CASES = [
-    (Flows(), {5001, 5002, 5003, 5004, 5005, 5006, PING}),
+    (Flows(), {5001, 5002, 5003, 5004, 5005, 5006, PING, 6001, 6002}),
     (Flows(destination="127.0.5.5"), {5001, 5002, 5006}),
     (Flows(destination="127.0.5.5", protocol="udp", ports="53"), {5001, 5002}),
     (Flows(destination="127.0.5.5", protocol="udp", ports="53", target="127.0.0.7"), {5001, 5002}),
@@ -71,6 +76,12 @@ CASES = [
     (Flows(address="127.0.7.7"), {5004}),
     (Flows(address="127.0.0.1"), {5001, 5003, 5005, 5006, PING}),
     (Flows(address="192.0.2.1"), set()),
+    (Flows(address="::1"), {6001, 6002}),
+    (Flows(destination="::1", protocol="udp", ports="53"), {6001}),
+    (Flows(source="::1", ports="90-100"), {6002}),
+    (Flows(source="::1", sources=("2001:db8::/32", "::/127")), {6001, 6002}),
+    (Flows(source="::1", sources=("2001:db8::/32",)), set()),
+    (Flows(address="2001:db8::1"), set()),
 ]
 
 
@@ -93,6 +104,8 @@ def test_ended_flows_are_gone_and_all_others_live(table: Conntrack, wanted: Flow
 def test_a_flow_in_words(table: Conntrack) -> None:
     (flow,) = table.flows([Flows(source="127.0.0.2")])
     assert str(flow) == "udp 127.0.0.2:5002 -> 127.0.5.5:53 (answers 127.0.0.7:1053)"
+    (flow,) = table.flows([Flows(source="::1", ports="99")])
+    assert str(flow) == "udp [::1]:6002 -> [::1]:99 (answers [::1]:99)"
     (flow,) = table.flows([Flows(translated="127.0.7.7")])
     assert (flow.reply_destination, flow.reply_source) == ("127.0.7.7", "127.0.0.9")
 
@@ -122,4 +135,4 @@ def test_in_ten_thousand_flows_one_is_found_and_all_are_ended(table: Conntrack) 
                 out.sendto(b"x", (f"127.1.{number >> 8}.{number & 255}", 1000 + number))
     assert len(table.flows([Flows(destination="127.1.0.7", protocol="udp", ports="1007")])) == 1
     assert table.end_flows([Flows(source="127.0.0.4")]) == 10_000
-    assert len(table.flows([Flows()])) == 7
+    assert len(table.flows([Flows()])) == 9

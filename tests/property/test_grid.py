@@ -19,7 +19,7 @@ from router.checks import problems
 from router.config import Config
 from router.packet import Packet
 from tests.property.agreement import Judges
-from tests.property.likely import axes, grid, services
+from tests.property.likely import axes, grid, has_v6, services
 from tests.property.world import BY_SEED, MACS, document
 from tests.trials import trials
 
@@ -37,6 +37,13 @@ OTHER = interface("isp.b", "public", "198.51.100.10/25", gateway="198.51.100.1")
 WEB = interface("web", "guest", "10.1.1.1/24")
 LAN = interface("lan", "private", "172.16.0.2/24")
 NETWORK = {"id": "net", "interface": "web", "cidr": "10.1.1.0/24", "source_nat": "203.0.113.10"}
+UPLINK6 = {
+    **interface("isp-a", "public", "203.0.113.10/24", "2001:db8::10/64", gateway="203.0.113.1"),
+    "gateway6": "2001:db8::1",
+}
+WEB6 = interface("web", "guest", "10.1.1.1/24", "2001:db8:1::1/64")
+DB6 = interface("db", "guest", "10.1.2.1/24", "2001:db8:2::1/64")
+NETWORK6 = {**NETWORK, "cidr6": "2001:db8:1::/64"}
 PUBLIC, SECOND, GUEST = "203.0.113.10", "203.0.113.11", "10.1.1.10"
 
 
@@ -85,6 +92,40 @@ SMALL: dict[str, dict[str, Any]] = {
         "routes": [{"id": "way", "destination": "203.0.113.128/25", "via": "10.1.1.20"}],
         "firewall": [{"id": "any", "address": SECOND, "protocol": "any"}],
     },
+    "a routed network, and one in both families": {
+        "interfaces": [CONTROL, UPLINK6, WEB6],
+        "networks": [{**NETWORK6, "source_nat": None, "routed": True, "egress": {"default": "deny"}}],
+        "ingress": [
+            {
+                "id": "web", "network": "net", "protocol": "tcp", "ports": ports(80, 81),
+                "sources": ["192.0.2.0/24", "2001:db8:77::/48"], "destinations": ["10.1.1.8/29", "2001:db8:1::8/125"],
+            },
+            {"id": "ping", "network": "net", "protocol": "icmpv6", "icmp_type": 128},
+        ],
+        "egress": [{"id": "dns", "network": "net", "protocol": "udp", "ports": ports(53, 53)}],
+        "firewall": [
+            {"id": "ssh", "address": "2001:db8::10", "protocol": "tcp", "ports": ports(22, 22),
+             "sources": ["2001:db8:77::/49"]},
+        ],
+    },
+    "a tier with a list of both families, beside another": {
+        "interfaces": [CONTROL, WEB6, DB6],
+        "networks": [
+            {**NETWORK6, "source_nat": None, "acl": "mixed", "advertise": {"addresses": "stateful"}},
+            {"id": "far", "interface": "db", "cidr": "10.1.2.0/24", "cidr6": "2001:db8:2::/64", "acl": "open"},
+        ],
+        "acls": [
+            {
+                "id": "mixed", "ingress_default": "deny",
+                "ingress": [
+                    {"id": "no", "action": "deny", "protocol": "tcp", "cidrs": ["10.1.2.0/25", "2001:db8:2::/65"]},
+                    {"id": "v4", "action": "allow", "protocol": "any", "cidrs": ["10.1.2.0/24"]},
+                    {"id": "v6", "action": "allow", "protocol": "udp", "cidrs": ["::/0"]},
+                ],
+            },
+            {"id": "open", "ingress_default": "allow"},
+        ],
+    },
 }  # fmt: skip
 
 
@@ -94,9 +135,14 @@ def portions(packets: Iterator[Packet]) -> Iterator[list[Packet]]:
 
 
 def every_cell(judges: Judges, config: Config) -> None:
-    for end in (0, 1):
-        for portion in portions(grid(config, end)):
-            judges.settle(config, portion)
+    for v6 in families(config):
+        for end in (0, 1):
+            for portion in portions(grid(config, end, v6)):
+                judges.settle(config, portion)
+
+
+def families(config: Config) -> tuple[bool, ...]:
+    return (False, True) if has_v6(config) else (False,)
 
 
 def small_document(seed: int) -> Config:
@@ -106,8 +152,11 @@ def small_document(seed: int) -> Config:
 
 def size(config: Config) -> int:
     """How many packets the grid of a document has, about."""
-    cuts = axes(config)
-    return len(cuts.interfaces) * len(cuts.address_cells) ** 2 * len(services(cuts, cuts.port_cells, 0))
+    return sum(
+        len(cuts.interfaces) * len(cuts.address_cells) ** 2 * len(services(cuts, cuts.port_cells, 0, v6))
+        for v6 in families(config)
+        for cuts in (axes(config, v6),)
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
