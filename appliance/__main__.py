@@ -11,6 +11,7 @@ from types import FrameType
 from appliance import roles, settings
 from appliance.api import create_app
 from appliance.engine import Engine
+from appliance.health import Health, Rounds
 from appliance.host import LinuxHost
 from appliance.log import Log
 from appliance.memory import keep_small
@@ -47,8 +48,10 @@ def main() -> int:
     upgrade = Upgrade(engine, Releases(), log)
     watch = Watch(engine, log, facts.watch_seconds)
     watch.start()
+    health = Health(engine, log, metrics)
+    Rounds(health).start()
     heart = Heart(engine, log)
-    server = serve(create_app(engine, metrics, upgrade), Path(facts.socket), heart.turned)
+    server = serve(create_app(engine, metrics, upgrade, health), Path(facts.socket), heart.turned)
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)

@@ -14,13 +14,14 @@ from appliance.diagnostics import DiagnosticsError, diagnose
 from appliance.document import VERSION as DOCUMENT_VERSION
 from appliance.document import DocumentError, check_size, parse
 from appliance.engine import Answer, Engine, refusal
+from appliance.health import Health
 from appliance.metrics import Metrics, resident
 from appliance.plan import diff, lines
 from appliance.upgrade import Upgrade
 from appliance.version import VERSION
 
 
-def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
+def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade, health: Health) -> Flask:
     """The app over one engine. `environ["narthex.connection"]` names the connection that a request came by."""
     app = Flask("narthex", static_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -83,8 +84,10 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade) -> Flask:
         return _json(engine.trace(request.args.to_dict()))
 
     @app.get("/v1/health")
-    def health() -> Response:
-        told = _health(engine)
+    def get_health() -> Response:
+        if "now" in request.args:
+            health.look()
+        told = _health(engine) | health.told()
         return _json(Answer(200 if told["healthy"] else 503, told))
 
     @app.get("/v1/usage")

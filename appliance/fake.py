@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from appliance.machine import CheckError, HostError
+from appliance.machine import CheckError, HostError, Told
 from appliance.plan import Flows, Lost, Step
 from appliance.state import (
     Address,
+    Check,
     Facts,
     File,
     Link,
@@ -57,6 +58,8 @@ class FakeHost:
     refuse_nft: str = ""  # what nft says to every ruleset
     ill: tuple[Trouble, ...] = ()  # what is wrong with disks, memory and clock
     held: dict[str, str] = field(default_factory=dict)  # units whose processes cannot act, and why
+    answers: dict[str, Told | None] = field(default_factory=dict)  # to checks: "kind target"; None: no time for it
+    asked: list[tuple[Check, ...]] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)  # boot units that were started anew
     ahead: float = 0.0  # seconds by which the wall's clock was set forward since
     on_commit: Callable[[Step], None] | None = None
@@ -81,6 +84,16 @@ class FakeHost:
 
     def troubles(self, newest: float) -> tuple[Trouble, ...]:
         return self.ill
+
+    def ask(self, checks: Sequence[Check]) -> list[Told | None]:
+        self.asked.append(tuple(checks))
+        return [self.answers.get(f"{c.kind} {c.target}", (True, "it is so")) for c in checks]
+
+    def idle(self, units: Sequence[Unit]) -> dict[str, str]:
+        running = {u.name for u in self.machine.units}
+        return {
+            u.name: self.held.get(u.name, "it does not run") for u in units if u.name not in running - set(self.held)
+        }
 
     def stuck(self) -> dict[str, str]:
         return dict(self.held)
@@ -199,6 +212,7 @@ class FakeHost:
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
             units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),
             probes=wished.probes,
+            checks=wished.checks,
         )
 
     def _is_well(self, unit: Unit) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 from appliance import conntrack, nftelement, nftlist, probe
 from appliance.events import Event, Events
-from appliance.machine import CheckError, HostError
+from appliance.machine import CheckError, HostError, Told
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
@@ -35,6 +35,7 @@ from appliance.settings import Settings
 from appliance.state import (
     Address,
     Chain,
+    Check,
     Facts,
     File,
     Link,
@@ -47,10 +48,11 @@ from appliance.state import (
     Unit,
 )
 from appliance.store import write_durably
-from appliance.units import UnitError, UnitRunner, definition
+from appliance.units import UnitError, UnitRunner, UnitStatus, definition
 from appliance.vitals import Trouble, Vitals
 
 BLOCK = 4096  # of a disk: what the smallest file takes
+CHECKUP_S = 30.0  # until the asking of all checks is ended: it keeps to half of that by itself
 LARGE = 16384  # characters of nft text: some hundred elements
 
 
@@ -274,6 +276,7 @@ class LinuxHost:
                 rules=self.netlink.observe_rules(wished.rules),
                 ruleset=self._ruleset(wished.ruleset),
                 probes=wished.probes,
+                checks=wished.checks,
             )
         except (NetlinkError, UnitError, NftError, OSError) as error:
             raise HostError(f"cannot observe: {error}") from None
@@ -330,6 +333,26 @@ class LinuxHost:
 
     def troubles(self, newest: float) -> Sequence[Trouble]:
         return self._vitals.look(newest)
+
+    def ask(self, checks: Sequence[Check]) -> list[Told | None]:
+        asked = json.dumps([{f: getattr(c, f) for f in _OF_A_CHECK} for c in checks]).encode()
+        status, out, err = self.run((sys.executable, "-m", "appliance.checkup"), asked, CHECKUP_S)
+        if status != 0:
+            words = err.decode(errors="replace").strip()
+            raise HostError(f"the checks could not be asked: {words.splitlines()[-1] if words else status}", words)
+        return [(bool(found[0]), str(found[1])) if found else None for found in json.loads(out)]
+
+    def idle(self, units: Sequence[Unit]) -> dict[str, str]:
+        try:
+            running = self.runner.observe() if units else {}
+        except UnitError as error:
+            raise HostError(str(error), error.output) from None
+        return {u.name: why for u in units if (why := self._why_idle(running.get(u.name)))}
+
+    def _why_idle(self, status: UnitStatus | None) -> str:
+        if status is None or not status.active:
+            return "it does not run"
+        return f"its process {status.pid} cannot act" if self._pulse.is_stuck(status.pid) else ""
 
     def stuck(self) -> dict[str, str]:
         try:
@@ -482,6 +505,7 @@ def _looked_chain(wished: Chain) -> Chain:
     return Chain(wished.name, (UNKNOWN,), wished.hook)
 
 
+_OF_A_CHECK = ("kind", "target", "name", "expect", "link")
 _LEGACY_NAMES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from appliance.events import Event, Events
 from appliance.plan import Step
-from appliance.state import Facts, State
+from appliance.state import Check, Facts, State, Unit
 from appliance.vitals import Trouble
 
 
@@ -30,6 +30,10 @@ class CheckError(Exception):
     def __init__(self, problems: list[dict[str, str]]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{p['path']}: {p['message']}" for p in problems))
+
+
+# Is it so, and what was seen, in words.
+Told = tuple[bool, str]
 
 
 class Host(Protocol):
@@ -61,6 +65,12 @@ class Host(Protocol):
 
     def troubles(self, newest: float) -> Sequence[Trouble]:
         """What is wrong with disks, memory and clock; `newest` is when the newest generation was pushed."""
+
+    def ask(self, checks: Sequence[Check]) -> list[Told | None]:
+        """What each of `checks` comes to, in their order; None where there was no time to ask. Bounded in time."""
+
+    def idle(self, units: Sequence[Unit]) -> dict[str, str]:
+        """Those of `units` that do not run, or cannot act, and why."""
 
     def stuck(self) -> dict[str, str]:
         """Units, boot units too, that have a process which cannot act, and why. Starts no process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 
 _HELP = {
     "narthex_pushes_total": ("counter", "Pushes by HTTP status."),
@@ -18,8 +19,14 @@ _HELP = {
     "narthex_disk_free_bytes": ("gauge", "Free for anybody on the disk that holds a folder."),
     "narthex_memory_available_bytes": ("gauge", "What programs could still have, without swapping."),
     "narthex_clock_kept": ("gauge", "1 where NTP keeps the clock."),
+    "narthex_check_ok": ("gauge", "1 where a check of health holds, by its kind, object and target."),
+    "narthex_check_since_seconds": ("gauge", "When a check became what it is, in seconds since 1970."),
+    "narthex_checks_failing": ("gauge", "Checks of health that do not hold."),
+    "narthex_certificate_days": ("gauge", "Days until a certificate ends."),
     "narthex_resident_bytes": ("gauge", "Resident memory of the agent."),
 }
+# Without anything to say they say nothing: a bare 0 would be an alarm.
+_BY_LABEL = frozenset({"narthex_check_ok", "narthex_check_since_seconds", "narthex_certificate_days"})
 
 
 class Metrics:
@@ -36,6 +43,13 @@ class Metrics:
     def set(self, name: str, value: float, labels: str = "") -> None:
         with self._lock:
             self._values[name, labels] = value  # type: ignore[assignment]
+
+    def replace(self, name: str, values: Mapping[str, float]) -> None:
+        """All values of a gauge anew, by their labels: what is not among them is gone."""
+        with self._lock:
+            for key in [key for key in self._values if key[0] == name]:
+                del self._values[key]
+            self._values.update({(name, labels): value for labels, value in values.items()})
 
     def get(self, name: str, labels: str = "") -> float:
         with self._lock:
@@ -66,8 +80,8 @@ class Metrics:
         for name, (kind, words) in _HELP.items():
             lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
             found = {labels: v for (n, labels), v in values.items() if n == name}
-            for labels, value in sorted(found.items()) or [("", 0)]:
-                lines.append(f"{name}{'{' + labels + '}' if labels else ''} {value:g}")
+            for labels, value in sorted(found.items()) or ([] if name in _BY_LABEL else [("", 0)]):
+                lines.append(f"{name}{'{' + labels + '}' if labels else ''} {value:.15g}")
         return "\n".join(lines) + "\n"
 
 

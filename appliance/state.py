@@ -317,6 +317,31 @@ class Ruleset:
     chains: tuple[Chain, ...] = ()
 
 
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that is asked again and again while the State stands, outside of any transaction, disturbing nobody.
+
+    kind       target         is it so that
+    gateway    an address     it answers ping, ARP or neighbour discovery on `link`
+    dns        an address     the server there answers for `name`, with `expect` ("": with anything)
+    dhcp       a network      the host with the MAC `name` is offered the address `expect` on `link`
+    tcp        an address     it takes connections on the port `name`
+    forwards   ""             what the ruleset's maps translate TCP to takes connections: a sample, in turn
+    bgp        an address     the session with this peer stands
+    report     a path         a daemon's own word there: JSON {"ok", "words"}, not older than `name` seconds
+    """
+
+    kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "report"]
+    target: str = ""
+    name: str = ""
+    expect: str = ""
+    link: str = ""
+    owner: str = field(default="", compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What a machine shall be: the whole of it that is ours. Two equal States make two equal machines."""
@@ -330,6 +355,7 @@ class State:
     rules: tuple[Rule, ...] = ()
     ruleset: Ruleset = field(default_factory=Ruleset)
     probes: tuple[str, ...] = ()  # addresses to try (gateways) as evidence for confirm
+    checks: tuple[Check, ...] = ()  # beside what any State has to be well: its units, its files' certificates
 
 
 @dataclass(frozen=True, slots=True)

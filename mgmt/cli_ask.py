@@ -201,7 +201,10 @@ def _look(appliance: Appliance) -> dict[str, Any]:
         health = appliance.health()
         if health.status not in (200, 503):
             good(health)
-        return {**health.body, "latest": good(appliance.state()).body["drift"][-1:]}
+        told = {
+            name: value for name, value in health.body.items() if name != "checks"
+        }  # those say when they were asked
+        return {**told, "latest": good(appliance.state()).body["drift"][-1:]}
     except PushError as error:
         return {"unreachable": str(error)}
 
@@ -220,6 +223,7 @@ def _print_look(told: Mapping[str, Any], seen: Mapping[str, Any] | None, as_json
     broken = f": {told['broken']}" if told["broken"] else ""
     drift = told["drift"]
     words = f", drift {drift['healed']} healed, {drift['reported']} reported"
+    words += f", {failing} checks fail" if (failing := told.get("failing")) else ""
     print_line(stamp, health, f"  generation {told['generation']}{waits}{words}{broken}")
     if seen is not None and told["latest"] != seen.get("latest"):
         for found in told["latest"]:

@@ -6,6 +6,7 @@ import click
 
 from mgmt.cli_answer import EXIT_CODES
 from mgmt.cli_ask import diff, generations, schema, state, trace, watch
+from mgmt.cli_health import health
 from mgmt.cli_push import confirm, plan, push, rollback
 
 
@@ -17,5 +18,5 @@ def router() -> None:
     """
 
 
-for command in (plan, push, confirm, rollback, state, generations, diff, trace, schema, watch):
+for command in (plan, push, confirm, rollback, state, generations, diff, trace, schema, watch, health):
     router.add_command(command)

@@ -230,8 +230,9 @@ class Appliance:
     def trace(self, query: Mapping[str, str]) -> Answer:
         return self.request("GET", "/v1/trace?" + urlencode(query))
 
-    def health(self) -> Answer:
-        return self.request("GET", "/v1/health")
+    def health(self, now: bool = False) -> Answer:
+        """What it found last; `now`: what it finds now, which takes some seconds where somebody does not answer."""
+        return self.request("GET", "/v1/health" + ("?now=1" if now else ""))
 
     def usage(self) -> Answer:
         return self.request("GET", "/v1/usage")

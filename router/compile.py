@@ -17,6 +17,7 @@ from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
 from router.egress import compile_egress, revise_egress
 from router.firewall import compile_firewall, revise_firewall
+from router.health import compile_health, revise_health
 from router.links import compile_links
 from router.nat import compile_nat, revise_forwards, revise_static_nats
 from router.routed import compile_routed
@@ -36,6 +37,7 @@ _PARTS = (
     compile_nat,
     compile_dhcp,
     compile_dns,
+    compile_health,  # the last: its own last part is what `revise_health` makes anew
 )
 
 
@@ -63,10 +65,12 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
     if found := by_collection.get("acls"):
         ruleset = revise_acls(ruleset, config, found)
     files: tuple[File, ...] | None = state.files
+    checks = state.checks
     if found := by_collection.get("hosts"):
         files = revise_dhcp(state.files, config, found, facts)
         files = files if files is None else revise_dns(files, config, found, facts)
-    return None if files is None else replace(state, files=files, ruleset=ruleset)
+        checks = revise_health(checks, config, facts)
+    return None if files is None else replace(state, files=files, ruleset=ruleset, checks=checks)
 
 
 def _together(parts: list[State]) -> State:
@@ -92,4 +96,5 @@ def _together(parts: list[State]) -> State:
         rules=tuple(r for p in parts for r in p.rules),
         ruleset=Ruleset(sets, chains),
         probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),
+        checks=tuple(c for p in parts for c in p.checks),
     )

@@ -13,6 +13,7 @@ from flask import Flask
 from appliance.api import create_app
 from appliance.engine import Answer, Engine
 from appliance.fake import FakeHost, facts
+from appliance.health import Health
 from appliance.log import Log
 from appliance.metrics import Metrics
 from appliance.plan import Step, plan
@@ -69,10 +70,11 @@ class Rig:
         self.metrics = Metrics()
         self.engine = Engine(cast(Role, self.role), self.host, self.store, self.settings, Log(self.log), self.metrics)
         self.engine.start()
+        self.health = Health(self.engine, Log(self.log), self.metrics)
         self.upgrade = Upgrade(self.engine, Releases(self.folder / "opt", environment={}), Log(self.log))
 
     def app(self) -> Flask:
-        return create_app(self.engine, self.metrics, self.upgrade)
+        return create_app(self.engine, self.metrics, self.upgrade, self.health)
 
     def restart(self) -> None:
         """The agent ended, however, and starts anew on the same machine and the same disk."""

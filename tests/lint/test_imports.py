@@ -86,6 +86,7 @@ RULES = (
                 *("host", "nft", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wire", "rtnl", "arp", "ndp", "conntrack", "nftelement", "nftlist", "nftdata", "events"),
                 *("supervisor", "process", "join", "notify", "boot"),
+                *("checkup", "dhcpask", "probe6"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),
             )
         )
