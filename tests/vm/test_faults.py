@@ -96,7 +96,9 @@ def test_a_full_disk(stage: Stage, flows: list[Flow]) -> None:
     before = stage.bed.generation
     try:
         wait_for(
-            lambda: "full" in json.dumps(stage.bed.appliance.health().body["troubles"]), BACK_S, "health says nothing of the disk"
+            lambda: "full" in json.dumps(stage.bed.appliance.health().body["troubles"]),
+            BACK_S,
+            "health says nothing of the disk",
         )
         document = stage.bed.document(config(*OBJECTS, forward("more", L10, 81, WEB, 80)))
         answer = stage.bed.appliance.put(json.dumps(document).encode())
@@ -133,7 +135,9 @@ def test_a_clock_that_is_wrong_by_years(stage: Stage, flows: list[Flow]) -> None
         stage.push(*OBJECTS, forward("past", L10, 82, WEB, 80))
         stage.meets("web", tcp(stage.world, L10, 82))
         wait_for(
-            lambda: "clock" in json.dumps(stage.bed.appliance.health().body["troubles"]), BACK_S, "health says nothing of the clock"
+            lambda: "clock" in json.dumps(stage.bed.appliance.health().body["troubles"]),
+            BACK_S,
+            "health says nothing of the clock",
         )
         stage.bed.run("date", "-s", "2061-04-05 06:07:08")
         stage.push(*OBJECTS)
