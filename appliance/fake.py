@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from appliance.machine import CheckError, HostError, Told
-from appliance.plan import Flows, Lost, Step
+from appliance.plan import Flows, Lost, Step, peer_key
 from appliance.state import (
     Address,
     Check,
@@ -21,6 +21,7 @@ from appliance.state import (
     Link,
     LinkFact,
     Nat,
+    Peer,
     Route,
     Rule,
     Ruleset,
@@ -30,6 +31,7 @@ from appliance.state import (
     Unit,
     Verdict,
     VerdictMap,
+    Wireguard,
 )
 from appliance.vitals import Trouble
 
@@ -153,12 +155,22 @@ class FakeHost:
     def _change(self, step: Step, part: Any) -> None:
         m = self.machine
         gone = step.after is None
-        names = {link.name for link in self.known.links.values()}
+        names = {link.name for link in self.known.links.values()} | {link.name for link in m.links}
         if isinstance(part, Sysctl):
             self.machine = replace(m, sysctls=_with(m.sysctls, part, lambda p: p.key, gone))
         elif isinstance(part, Link):
-            _need(gone or part.name in names, f"{step}: no such device")
+            _need(gone or part.name in names or part.kind != "", f"{step}: no such device")
             self.machine = replace(m, links=_with(m.links, part, lambda p: p.name, gone))
+            if gone and part.kind:
+                self._forget(part.name)
+        elif isinstance(part, Wireguard):
+            made = {link.name for link in m.links if link.kind == "wireguard"}
+            taken = {w.port for w in m.wireguards if w.link != part.link}
+            _need(part.link in made, f"{step}: no such device")
+            _need(part.port not in taken, f"{step}: address in use")
+            self.machine = replace(m, wireguards=_with(m.wireguards, part, lambda p: p.link, gone))
+        elif isinstance(part, Peer):
+            self._peer(step, part, gone)
         elif isinstance(part, Address):
             _need(gone or part.link in names, f"{step}: no such device")
             self.machine = replace(m, addresses=_with(m.addresses, part, lambda p: (p.link, p.cidr), gone))
@@ -174,6 +186,29 @@ class FakeHost:
             self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
         elif isinstance(part, Unit):
             self._tell(step, part)
+
+    def _forget(self, link: str) -> None:
+        """What goes with a link that is removed."""
+        m = self.machine
+        self.machine = replace(
+            m,
+            wireguards=tuple(p for p in m.wireguards if p.link != link),
+            peers=tuple(p for p in m.peers if p.link != link),
+            addresses=tuple(p for p in m.addresses if p.link != link),
+            routes=tuple(p for p in m.routes if p.link != link),
+        )
+
+    def _peer(self, step: Step, part: Peer, gone: bool) -> None:
+        """A network belongs to one peer of a link: who comes last takes it."""
+        m = self.machine
+        _need(gone or part.link in {w.link for w in m.wireguards}, f"{step}: no such device")
+        _need(not gone or any(peer_key(p) == peer_key(part) for p in m.peers), f"{step}: no such peer")
+        taken = set() if gone else set(part.networks)
+        others = (
+            replace(p, networks=tuple(n for n in p.networks if n not in taken)) if p.link == part.link else p
+            for p in m.peers
+        )
+        self.machine = replace(m, peers=_with(tuple(others), part, peer_key, gone))
 
     def _tell(self, step: Step, unit: Unit) -> None:
         running = {u.name for u in self.machine.units}
@@ -208,6 +243,8 @@ class FakeHost:
             m,
             files=tuple(f for f in m.files if f.path in paths),
             links=tuple(link for link in m.links if link.name in managed),
+            wireguards=tuple(w for w in m.wireguards if w.link in managed),
+            peers=tuple(p for p in m.peers if p.link in managed),
             addresses=tuple(a for a in m.addresses if a.link in managed),
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
             units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appliance import conntrack, nftelement, nftlist, probe
 from appliance.events import Event, Events
@@ -40,19 +40,25 @@ from appliance.state import (
     File,
     Link,
     NftSet,
+    Peer,
     Route,
     Rule,
     Ruleset,
     State,
     Sysctl,
     Unit,
+    Wireguard,
 )
 from appliance.store import write_durably
 from appliance.units import UnitError, UnitRunner, UnitStatus, definition
 from appliance.vitals import Trouble, Vitals
 
+if TYPE_CHECKING:
+    from appliance.wireguard import WireguardLinks
+
 BLOCK = 4096  # of a disk: what the smallest file takes
 CHECKUP_S = 30.0  # until the asking of all checks is ended: it keeps to half of that by itself
+_BEFORE_NFT = frozenset({"sysctl", "link", "wireguard", "peer", "address", "route", "rule"})
 LARGE = 16384  # characters of nft text: some hundred elements
 
 
@@ -65,6 +71,7 @@ class LinuxHost:
         self.settings, self.runner, self.metrics = settings, runner, metrics
         self.netlink = netlink or Netlink()
         self.nft = Nft(self.run, settings.tool_seconds)
+        self._wireguard: WireguardLinks | None = None
         self._fingerprint = ""
         self._ears: Events | None = None
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
@@ -124,7 +131,7 @@ class LinuxHost:
         """
         _need_room(steps)
         jobs: list[Callable[[], dict[str, str] | None]] = []
-        before_nft = any(s.kind in ("sysctl", "link", "address", "route", "rule") for s in steps)
+        before_nft = any(s.kind in _BEFORE_NFT for s in steps)
         checked = [s for s in steps if s.kind == "unit" and isinstance(s.after, Unit) and s.after.check]
         for step in steps:
             if step.kind == "ruleset" and before_nft:
@@ -196,7 +203,14 @@ class LinuxHost:
         elif isinstance(part, Sysctl):
             _set_sysctl(part)
         elif isinstance(part, Link):
-            self.netlink.set_link(replace(part, up=False) if gone else part)
+            if gone and part.kind:
+                self.netlink.remove_link(part)
+            else:
+                self.netlink.set_link(replace(part, up=False) if gone else part)
+        elif isinstance(part, Wireguard):
+            self.wireguard.set_device(part)
+        elif isinstance(part, Peer):
+            (self.wireguard.remove_peer if gone else self.wireguard.set_peer)(part)
         elif isinstance(part, Address):
             self._address(step, part, gone)
         elif isinstance(part, Route):
@@ -266,11 +280,14 @@ class LinuxHost:
         try:
             left = [link for s in others for link in s.links]
             names = [link.name for link in (*wished.links, *left)]
+            wireguards, peers = self._wireguards(wished, left)
             return State(
                 files=self._files(wished, others),
                 units=self._units(wished.units),
                 sysctls=_sysctls(wished.sysctls),
                 links=self._links(wished, left),
+                wireguards=wireguards,
+                peers=peers,
                 addresses=self.netlink.observe_addresses(names, wished.addresses),
                 routes=self.netlink.observe_routes(wished.routes),
                 rules=self.netlink.observe_rules(wished.rules),
@@ -285,8 +302,34 @@ class LinuxHost:
         """The links that are wished for, and those of `left` that nobody wishes any more and that are still up."""
         names = {link.name for link in wished.links}
         others = {link.name: link for link in left if link.name not in names}
-        still_up = tuple(link for link in self.netlink.observe_links(others.values()) if link.up)
+        still_up = tuple(link for link in self.netlink.observe_links(others.values()) if link.up or link.kind)
         return self.netlink.observe_links(wished.links) + still_up
+
+    def _wireguards(self, wished: State, left: Iterable[Link]) -> tuple[tuple[Wireguard, ...], tuple[Peer, ...]]:
+        """The links of WireGuard as they are, and their peers."""
+        names = dict.fromkeys(link.name for link in (*wished.links, *left) if link.kind == "wireguard")
+        return self.wireguard.observe(tuple(names), wished, self.now()) if names else ((), ())
+
+    @property
+    def wireguard(self) -> WireguardLinks:
+        """WireGuard's netlink: loaded when a document has it."""
+        if self._wireguard is None:
+            from appliance.wireguard import WireguardLinks
+
+            self._wireguard = WireguardLinks()
+        return self._wireguard
+
+    def peers(self, state: State) -> dict[str, dict[str, int | str]]:
+        """What WireGuard counts of each peer of a State, by the peer's owner; nothing of one that is not there."""
+        links = tuple(link.name for link in state.links if link.kind == "wireguard")
+        if not links:
+            return {}
+        owners = {(p.link, p.public_key): p.owner for p in state.peers}
+        try:
+            counted = self.wireguard.counters(links)
+        except NetlinkError as error:
+            raise HostError(str(error)) from None
+        return {owners[key]: found for key, found in counted.items() if key in owners}
 
     def _ruleset(self, wished: Ruleset) -> Ruleset:
         found = nftlist.listing(wished)
@@ -379,6 +422,9 @@ class LinuxHost:
                 seen = replace(seen, sysctls=_sysctls(wished.sysctls))
             if "link" in kinds:
                 seen = replace(seen, links=self._links(wished, left))
+            if kinds & {"link", "wireguard", "peer"}:
+                wireguards, peers = self._wireguards(wished, left)
+                seen = replace(seen, wireguards=wireguards, peers=peers)
             if kinds & {"link", "address"}:
                 seen = replace(seen, addresses=self.netlink.observe_addresses(names, wished.addresses))
             if kinds & {"link", "address", "route"}:

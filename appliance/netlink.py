@@ -20,6 +20,7 @@ from appliance.state import Address, Link, LinkFact, Route, Rule
 from appliance.wire import NetlinkError as NetlinkError
 
 PROTOCOL = rtnl.PROTOCOL
+MADE = frozenset({"wireguard", "xfrm"})  # kinds of links that we make
 _SETTINGS = Path("/proc/sys/net/ipv4/conf")
 
 P = TypeVar("P", Link, Address, Route, Rule)
@@ -48,18 +49,14 @@ class Netlink:
         """All links that have a MAC, by it; where several share one (a VLAN and its parent), the oldest."""
         found: dict[str, LinkFact] = {}
         for link in sorted(self._links(), key=lambda link: link.index):
-            if link.mac:
+            if link.mac and link.kind not in MADE:
                 found.setdefault(link.mac, link)
         return found
 
     def observe_links(self, wished: Iterable[Link]) -> tuple[Link, ...]:
         """The links that are wished for and there, as they are; an MTU that nobody wishes is not looked at."""
         there = {link.name: link for link in self._links()}
-        return tuple(
-            _known(Link(w.name, found.mac, found.mtu if w.mtu else 0, found.up), {w: w})
-            for w in wished
-            if (found := there.get(w.name))
-        )
+        return tuple(_known(_seen(w, found), {w: w}) for w in wished if (found := there.get(w.name)))
 
     def observe_addresses(self, links: Iterable[str], wished: Iterable[Address] = ()) -> tuple[Address, ...]:
         """All permanent addresses of these links, without the link-local ones of IPv6."""
@@ -95,6 +92,8 @@ class Netlink:
     def set_link(self, link: Link) -> None:
         """Give a link its MTU, and set it up or down. One that is not there is down."""
         what = f"set link {link.name}"
+        if link.kind:
+            self._make(link)
         try:
             found = self._link(what, link.name)
         except NetlinkError:
@@ -107,6 +106,24 @@ class Netlink:
             raise NetlinkError(what, f"it has the MAC {found.mac or 'of nobody'}, not {link.mac}")
         if found.up != link.up or link.mtu not in (0, found.mtu):
             self._do(what, rtnl.NEWLINK, rtnl.link_change(found.index, link.up, link.mtu))
+
+    def _make(self, link: Link) -> None:
+        """Make a link of ours where there is none; one of another kind that has its name goes."""
+        what = f"make link {link.name}"
+        if not link_is_gone(link.name):
+            found = self._link(what, link.name)
+            if (found.kind, found.if_id) == (link.kind, link.if_id):
+                return
+            if found.kind not in MADE:
+                raise NetlinkError(what, f"there is an interface {link.name} that is none of ours")
+            self.remove_link(link)
+        self._is_new(what, rtnl.NEWLINK, rtnl.link_made(link.name, link.kind, link.if_id))
+
+    def remove_link(self, link: Link) -> None:
+        """Remove a link of ours, and with it all that it has."""
+        if not link_is_gone(link.name):
+            what = f"remove link {link.name}"
+            self._do(what, rtnl.DELLINK, rtnl.link_gone(_index(what, link.name)), met=(ENODEV,))
 
     def add_address(self, address: Address) -> None:
         """Add an address. One that is there with another `connected` is removed first: no message changes that."""
@@ -230,6 +247,15 @@ class Netlink:
             raise NetlinkError(what, wire.words(refusal)) from None
         except OSError as error:
             raise NetlinkError(what, wire.words(error)) from None
+
+
+def _seen(wished: Link, found: LinkFact) -> Link:
+    """A link as it is. One that should be ours and is of another kind has that kind's absence."""
+    mtu = found.mtu if wished.mtu else 0
+    if not wished.kind:
+        return Link(wished.name, found.mac, mtu, found.up)
+    is_it = (found.kind, found.if_id) == (wished.kind, wished.if_id)
+    return Link(wished.name, "", mtu, found.up, wished.kind, wished.if_id) if is_it else Link(wished.name, "", mtu)
 
 
 def _known(found: P, wished: Mapping[P, P]) -> P:

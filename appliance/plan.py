@@ -22,12 +22,14 @@ from appliance.state import (
     Link,
     Masked,
     Nat,
+    Peer,
     Route,
     Rule,
     Ruleset,
     State,
     Sysctl,
     Unit,
+    Wireguard,
 )
 from appliance.values import shortest, without
 
@@ -58,9 +60,11 @@ class Lost:
     flows: tuple[Flows, ...]
 
 
-Kind = Literal["sysctl", "link", "address", "route", "rule", "ruleset", "file", "unit", "flows"]
+Kind = Literal[
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "flows"
+]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
-Part = Sysctl | Link | Address | Route | Rule | Ruleset | File | Unit | Lost
+Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Step:
         return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
 
 
-P = TypeVar("P", Sysctl, Link, Address, Route, Rule, File, Unit)
+P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit)
 
 
 def plan(before: State, after: State) -> tuple[Step, ...]:
@@ -94,6 +98,8 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         return ()
     sysctls = _pairs(before.sysctls, after.sysctls, lambda p: p.key)
     links = _pairs(before.links, after.links, lambda p: p.name)
+    wireguards = _pairs(before.wireguards, after.wireguards, lambda p: p.link)
+    peers = _pairs(before.peers, after.peers, peer_key)
     addresses = _pairs(before.addresses, after.addresses, lambda p: f"{p.cidr} on {p.link}")
     routes = _pairs(before.routes, after.routes, route_key)
     rules = _pairs(before.rules, after.rules, rule_key)
@@ -102,19 +108,27 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     return (
         *_set("sysctl", "set", sysctls),
         *_set("link", "set", links),
+        *_set("wireguard", "set", wireguards),
+        *_set("peer", "set", peers),
         *_set("address", "add", addresses),
         *_set("route", "add", routes),
         *_set("rule", "add", rules),
         *ruleset,
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
+        *_gone("peer", peers),
         *_gone("rule", rules),
         *_gone("route", routes),
         *_gone("address", addresses),
         *_gone("link", links),
         *_gone("file", files),
-        *_flows(before, after, addresses, ruleset),
+        *_flows(before, after, addresses, ruleset, peers),
     )
+
+
+def peer_key(peer: Peer) -> str:
+    """A peer is known by its public key. (Of a wireguard that is gone nothing is left to do: its link goes.)"""
+    return f"{peer.public_key} on {peer.link}"
 
 
 def route_key(route: Route) -> str:
@@ -211,8 +225,14 @@ def _started_from(unit: Unit) -> tuple[Any, ...]:
 # --- flows that lose their translation -------------------------------------------------------------------------------
 
 
-def _flows(before: State, after: State, addresses: Pairs[Address], ruleset: tuple[Step, ...]) -> Iterator[Step]:
-    found = (*_at_lost_addresses(after, addresses), *(f for step in ruleset for f in _lost(step, before, after)))
+def _flows(
+    before: State, after: State, addresses: Pairs[Address], ruleset: tuple[Step, ...], peers: Pairs[Peer]
+) -> Iterator[Step]:
+    found = (
+        *_at_lost_addresses(after, addresses),
+        *(f for step in ruleset for f in _lost(step, before, after)),
+        *_of_lost_peers(peers),
+    )
     if found:
         owners = list(dict.fromkeys(f.owner for f in found if f.owner))
         name = f"of {', '.join(owners[:8])}" if owners else f"of {len(found)} translations"
@@ -224,6 +244,22 @@ def _at_lost_addresses(after: State, addresses: Pairs[Address]) -> Iterator[Flow
     for _, old, new in addresses:
         if old is not None and new is None and (text := old.cidr.partition("/")[0]) not in still:
             yield Flows(address=text, owner=old.owner)
+
+
+def _of_lost_peers(peers: Pairs[Peer]) -> Iterator[Flows]:
+    """Whoever is cut off, or gets other addresses or another key, ends with all flows: they are another's from now on.
+
+    A key that is replaced is a peer that goes and one that comes.
+    """
+    for _, old, new in peers:
+        for cidr in old.networks if old is not None else ():
+            if new is None or cidr not in new.networks:
+                address = shortest(cidr)
+                if "/" in address:
+                    yield Flows(sources=(cidr,), owner=old.owner if old else "")
+                else:
+                    yield Flows(source=address, owner=old.owner if old else "")
+                    yield Flows(address=address, owner=old.owner if old else "")
 
 
 def _lost(step: Step, before: State, after: State) -> Iterator[Flows]:
@@ -320,7 +356,9 @@ def diff(before: State, after: State) -> str:
 
 def lines(state: State) -> Iterator[str]:
     """A State as text, one part a line (a file's or a chain's lines each on their own)."""
-    for group in (state.sysctls, state.links, state.addresses, state.routes, state.rules):
+    for group in (
+        state.sysctls, state.links, state.wireguards, state.peers, state.addresses, state.routes, state.rules,
+    ):  # fmt: skip
         for part in group:
             yield _line(part)
     for s in state.ruleset.sets.values():
@@ -338,11 +376,14 @@ def lines(state: State) -> Iterator[str]:
         yield f"unit {unit.name}: {' '.join(unit.command)}"
 
 
-def _line(part: Sysctl | Link | Address | Route | Rule) -> str:
+def _line(part: Sysctl | Link | Wireguard | Peer | Address | Route | Rule) -> str:
     if isinstance(part, Sysctl):
         return f"sysctl {part.key} = {part.value}"
     if isinstance(part, Link):
-        return f"link {part.name} {part.mac} mtu {part.mtu} {'up' if part.up else 'down'}"
+        made = f" {part.kind}{f' {part.if_id}' if part.if_id else ''}" if part.kind else ""
+        return f"link {part.name} {part.mac or '-'} mtu {part.mtu} {'up' if part.up else 'down'}{made}"
+    if isinstance(part, Wireguard | Peer):
+        return f"{'peer' if isinstance(part, Peer) else 'wireguard'} {part!r}"
     if isinstance(part, Address):
         return f"address {part.cidr} on {part.link}{'' if part.connected else ' noprefixroute'}"
     if isinstance(part, Route):

@@ -24,7 +24,7 @@ from appliance.state import Address, LinkFact, Route, Rule
 # Our mark on routes and rules: rtm_protocol and FRA_PROTOCOL. Not one that iproute2's rt_protos gives to anybody.
 PROTOCOL = 110
 
-NEWLINK, GETLINK = 16, 18
+NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
@@ -39,7 +39,8 @@ _V6_METRIC = 1024  # what the kernel makes of a v6 route's metric 0
 _RTM_PROTOCOL = 5  # where it stands in a rtmsg
 # Decoding costs pyroute2 30 to 45 us; what stands still is dumped as the same bytes each time, and remembered.
 _REMEMBERED = 2048
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
+_INFO_KIND, _INFO_DATA, _XFRM_IF_ID = 1, 2, 2
 _IFINFO = Struct("=BxHiII")  # family, hardware type, index, flags, change
 _U32 = Struct("=I")
 
@@ -100,6 +101,18 @@ def link_question(name: str = "") -> bytes:
     return body + wire.attribute(_IFLA_IFNAME, name.encode() + b"\0") if name else body
 
 
+def link_made(name: str, kind: str, if_id: int) -> bytes:
+    """The body of a NEWLINK that makes a link."""
+    data = (wire.nest(_INFO_DATA, wire.attribute(_XFRM_IF_ID, _U32.pack(if_id))),) if kind == "xfrm" else ()
+    info = wire.nest(_IFLA_LINKINFO, wire.attribute(_INFO_KIND, kind.encode()), *data)
+    return _IFINFO.pack(0, 0, 0, 0, 0) + wire.attribute(_IFLA_IFNAME, name.encode() + b"\0") + info
+
+
+def link_gone(index: int) -> bytes:
+    """The body of a DELLINK."""
+    return _IFINFO.pack(0, 0, index, 0, 0)
+
+
 def link_change(index: int, up: bool, mtu: int) -> bytes:
     """The body of a NEWLINK that sets a link up or down, and its MTU in bytes (0: leave)."""
     body = _IFINFO.pack(0, 0, index, UP if up else 0, UP)
@@ -113,7 +126,11 @@ def link_fact(body: bytes) -> LinkFact:
     raw = found.get(_IFLA_ADDRESS, b"")
     mac = raw.hex(":") if len(raw) == 6 and any(raw) else ""
     name = found[_IFLA_IFNAME].rstrip(b"\0").decode(errors="replace")
-    return LinkFact(name, mac, index, _U32.unpack(found[_IFLA_MTU])[0], bool(flags & UP))
+    info = wire.attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = info.get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace")
+    data = wire.attributes(info.get(_INFO_DATA, b"")) if kind == "xfrm" else {}
+    if_id = _U32.unpack(data[_XFRM_IF_ID])[0] if _XFRM_IF_ID in data else 0
+    return LinkFact(name, mac, index, _U32.unpack(found[_IFLA_MTU])[0], bool(flags & UP), kind, if_id)
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------

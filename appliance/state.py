@@ -36,6 +36,8 @@ class LinkFact:
     index: int
     mtu: int
     up: bool
+    kind: str = ""  # as `ip link add type` says it, "" for hardware
+    if_id: int = 0  # of kind xfrm
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,60 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface that the machine has and we set: its name now, its MAC, its MTU in bytes (0: leave), up or down."""
+    """An interface that the machine has and we set: its name now, its MAC, its MTU in bytes (0: leave), up or down.
+
+    With a `kind` it is ours: made by us, without a MAC, and removed when nobody wishes it any more. `if_id` is of kind
+    xfrm alone (ip-xfrm(8)).
+    """
 
     name: str
     mac: str
     mtu: int = 0
     up: bool = True
+    kind: Literal["", "wireguard", "xfrm"] = ""
+    if_id: int = 0
     owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wireguard:
+    """What a link of kind wireguard is: its private key (base64, clamped as RFC 7748, 5 says), its UDP port, and the
+    mark of the packets that it sends out itself (0: none)."""
+
+    link: str
+    private_key: str
+    port: int
+    mark: int = 0
+    owner: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return f"Wireguard({self.link!r}, key {_hidden(self.private_key)}, port={self.port}, mark={self.mark})"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who may be at the far end of a wireguard link, with which source addresses: `networks`, CIDRs, sorted.
+
+    Keys in base64, "" for no preshared one. `endpoint` is where to call, "192.0.2.1:51820" or "[2001:db8::1]:51820", ""
+    where the peer calls first; where a peer that is there has moved to is no difference. `keepalive` in seconds.
+    """
+
+    link: str
+    public_key: str
+    networks: tuple[str, ...]
+    preshared_key: str = ""
+    endpoint: str = ""
+    keepalive: int = 0
+    owner: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        shown = f"Peer({self.link!r}, {self.public_key!r}, {self.networks!r}, preshared {_hidden(self.preshared_key)}"
+        return f"{shown}, endpoint={self.endpoint!r}, keepalive={self.keepalive})"
+
+
+def _hidden(key: str) -> str:
+    """A key as a digest: what is shown of it, so that a change of it is seen."""
+    return blake2b(key.encode(), digest_size=6).hexdigest() if key else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +399,8 @@ class State:
     units: tuple[Unit, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     links: tuple[Link, ...] = ()
+    wireguards: tuple[Wireguard, ...] = ()
+    peers: tuple[Peer, ...] = ()
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()

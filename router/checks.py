@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from appliance.state import Facts, Problem, Touched
+from router.checks_tunnels import routed_twice, tunnel_problems
+from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
 from router.claims import (
     acl_problems,
     clash_problems,
@@ -25,6 +27,7 @@ from router.claims import (
     static_nat_problems,
 )
 from router.config import Acl, Config, Firewall, Forward, Host
+from router.config_wireguard import VpnUser
 from router.residents import host_problems, record_problems, twin_problems
 from router.topology import (
     Ground,
@@ -36,10 +39,10 @@ from router.topology import (
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
-_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts"})
+_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts", "vpn_users"})
 _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
-    "hosts", "records",
+    "hosts", "records", "wireguard", "vpn_users", "wireguard_sites",
 )  # fmt: skip
 
 
@@ -73,6 +76,10 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from host_problems(host, ground)
     yield from twin_problems(config.hosts)
     yield from record_problems(config, ground)
+    yield from tunnel_problems(config, ground)
+    yield from routed_twice(config)
+    yield from wireguard_problems(config, ground)
+    yield from forward_clashes(config.forwards, config)
 
 
 def _identities(config: Config) -> Iterator[Problem]:
@@ -114,6 +121,7 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
         *(p for rule in after if isinstance(rule, Firewall) for p in firewall_problems(rule, ground)),
         *(p for acl in after if isinstance(acl, Acl) for p in acl_problems(acl)),
         *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
+        *_revised_users(config, [u for u in after if isinstance(u, VpnUser)]),
     ]
 
 
@@ -127,6 +135,15 @@ def _revised_forwards(config: Config, forwards: list[Forward], ground: Ground) -
     low, high = min(f.ports.first for f in forwards), max(f.ports.last for f in forwards)
     near = [f for f in config.forwards if f.address in addresses and f.ports.first <= high and f.ports.last >= low]
     yield from clash_problems(near, frozenset(f.id for f in forwards))
+    yield from forward_clashes(forwards, config)
+
+
+def _revised_users(config: Config, users: list[VpnUser]) -> Iterator[Problem]:
+    listeners = {w.id: w for w in config.wireguard}
+    for user in users:
+        yield from user_problems(user, listeners)
+    if users:
+        yield from user_twins(config, users)
 
 
 def _revised_hosts(config: Config, hosts: list[Host], ground: Ground) -> Iterator[Problem]:

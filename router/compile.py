@@ -23,9 +23,11 @@ from router.nat import compile_nat, revise_forwards, revise_static_nats
 from router.routed import compile_routed
 from router.routing import compile_routing
 from router.senders import compile_senders
+from router.tunnels import compile_tunnels
+from router.wireguard import compile_wireguard, revise_users
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
-_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts"})
+_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users"})
 _PARTS = (
     compile_links,
     compile_routing,
@@ -34,6 +36,8 @@ _PARTS = (
     compile_egress,
     compile_acl,
     compile_routed,
+    compile_tunnels,
+    compile_wireguard,
     compile_nat,
     compile_dhcp,
     compile_dns,
@@ -70,7 +74,10 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         files = revise_dhcp(state.files, config, found, facts)
         files = files if files is None else revise_dns(files, config, found, facts)
         checks = revise_health(checks, config, facts)
-    return None if files is None else replace(state, files=files, ruleset=ruleset, checks=checks)
+    peers = state.peers
+    if found := by_collection.get("vpn_users"):
+        peers = revise_users(state, found)
+    return None if files is None else replace(state, files=files, ruleset=ruleset, checks=checks, peers=peers)
 
 
 def _together(parts: list[State]) -> State:
@@ -91,6 +98,8 @@ def _together(parts: list[State]) -> State:
         units=tuple(u for p in parts for u in p.units),
         sysctls=tuple(s for p in parts for s in p.sysctls),
         links=tuple(x for p in parts for x in p.links),
+        wireguards=tuple(x for p in parts for x in p.wireguards),
+        peers=tuple(x for p in parts for x in p.peers),
         addresses=tuple(a for p in parts for a in p.addresses),
         routes=tuple(r for p in parts for r in p.routes),
         rules=tuple(r for p in parts for r in p.rules),

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
+from router.config_wireguard import VpnUser, Wireguard, WireguardSite
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
 
@@ -293,4 +294,7 @@ class Config(Model):
     routes: tuple[StaticRoute, ...] = ()
     hosts: tuple[Host, ...] = ()
     records: tuple[Record, ...] = ()
+    wireguard: tuple[Wireguard, ...] = ()
+    vpn_users: tuple[VpnUser, ...] = ()
+    wireguard_sites: tuple[WireguardSite, ...] = ()
     upstream: tuple[Address, ...] = ()

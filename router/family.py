@@ -15,8 +15,11 @@ _OF_V6 = frozenset({"ip6 saddr", "ip6 daddr", "icmpv6 type", "icmpv6 code"})
 
 
 def speaks_v6(config: Config) -> bool:
-    """Does a router have an IPv6 address? One that has none sends nothing of IPv6 on."""
-    return any(is_v6(cidr) for i in config.interfaces for cidr in i.addresses)
+    """Does a router have an IPv6 address, or a tunnel of IPv6? One that has none sends nothing of IPv6 on."""
+    found = [c for i in config.interfaces for c in i.addresses]
+    found += [c for w in config.wireguard for c in w.addresses]
+    found += [c for s in config.wireguard_sites for c in s.networks]
+    return any(map(is_v6, found))
 
 
 def spoken(rules: Iterable[FilterRule], v6: bool) -> tuple[FilterRule, ...]:

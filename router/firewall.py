@@ -2,7 +2,7 @@
 
     ingress    prerouting mangle: senders.py, the mark of the flow's uplink, the firewall of the public address
     input      what is for the router itself: offers.py
-    forward    what ACLs let pass (acl.py) of translated packets, guests outwards (egress.py), and tiers
+    forward    what ACLs let pass (acl.py) of translated packets, guests outwards (egress.py), tunnels, and tiers
     reroute    output: the router's own packets take their flow's uplink
 
 The firewall judges a packet before its translation, by the address and port it was sent to, so that it says
@@ -64,6 +64,7 @@ from router.links import link_names, own_addresses
 from router.offers import PORT_KEY, asked_at, offers
 from router.routed import inwards
 from router.routing import Uplink, uplink6_of, uplink_of, uplinks
+from router.tunnels import behind, devices, through, tunnels
 
 ACCEPT, DROP = Verdict("accept"), Verdict("drop")
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
@@ -289,11 +290,14 @@ def _marks(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
         yield NftSet(f"m_uplink_own{suffix}", key, "mark", elements=marks, owners=owners)
         yield NftSet(f"s_public{suffix}", key, elements=dict.fromkeys(own, ""), owners=owners)
     networks = config.networks if known else ()
+    users = tuple(t for t in tunnels(config) if t.internet) if known else ()
     marks = {n.cidr: str(uplink_of(n.source_nat, known).mark) for n in networks}
-    owners = {n.cidr: n.id for n in networks}
+    marks.update((c, str(uplink_of(t.internet, known).mark)) for c, t in behind(users, v6=False).items())
+    owners = {n.cidr: n.id for n in networks} | {c: t.owner for c, t in behind(users, v6=False).items()}
     yield NftSet("m_uplink_net", "ipv4_addr", "mark", interval=True, elements=marks, owners=owners)
     marks = {n.cidr6: str(uplink6_of(n.source_nat, known).mark) for n in networks if n.cidr6}
-    owners = {n.cidr6: n.id for n in networks if n.cidr6}
+    marks.update((c, str(uplink6_of(t.internet, known).mark)) for c, t in behind(users, v6=True).items())
+    owners = {n.cidr6: n.id for n in networks if n.cidr6} | {c: t.owner for c, t in behind(users, v6=True).items()}
     yield NftSet("m_uplink_net6", "ipv6_addr", "mark", interval=True, elements=marks, owners=owners)
 
 
@@ -316,7 +320,9 @@ def _links(config: Config, facts: Facts) -> Iterator[NftSet]:
     ):
         found = link_names(config, facts, *uses)
         owners = {link: i.id for link, i in found.items()}
-        yield NftSet(name, "ifname", elements=dict.fromkeys(found, ""), owners=owners)
+        if name == "s_guest":  # who comes in by a tunnel is no stranger there either (senders.py), and has an uplink
+            owners.update((d.link, d.id) for d in devices(config).values())
+        yield NftSet(name, "ifname", elements=dict.fromkeys(owners, ""), owners=owners)
 
 
 # --- input and forward --------------------------------------------------------------------------------------
@@ -347,5 +353,6 @@ def _forward_rules(config: Config) -> tuple[FilterRule, ...]:
         FilterRule((Match(("ct status",), ("dnat",)),), ACCEPT, "translated: the firewall has judged it"),
         *spoken(guests, v6),
         *inwards(config),
+        *through(config),
         *between(config),
     )

@@ -16,6 +16,8 @@ built anew, and each of them is judged as new.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from appliance.state import Address, Facts, Link, State, Sysctl
 from appliance.values import address_text, bounds, is_v6
 from router.config import Config, Interface
@@ -80,12 +82,19 @@ def link_names(config: Config, facts: Facts, *uses: str) -> dict[str, Interface]
     return {link_name(i, facts): i for i in found}
 
 
-def own_addresses(interface: Interface, v6: bool = False) -> tuple[str, ...]:
+class Addressed(Protocol):
+    """What has addresses of the router's own, each with its length: an interface, or a tunnel's device."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]: ...
+
+
+def own_addresses(interface: Addressed, v6: bool = False) -> tuple[str, ...]:
     """An interface's addresses of a family without their length, its own first."""
     return tuple(cidr.partition("/")[0] for cidr in interface.addresses if is_v6(cidr) is v6)
 
 
-def any_routers(interface: Interface) -> tuple[str, ...]:
+def any_routers(interface: Addressed) -> tuple[str, ...]:
     """The address that is any router's in each of an interface's IPv6 subnets: the kernel makes it ours, and nobody has
     it as a source (RFC 4291, 2.6.1). A /127 and a single address have none (RFC 6164)."""
     nets = (c for c in interface.addresses if is_v6(c) and not c.endswith(("/127", "/128")))

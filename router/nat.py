@@ -57,6 +57,7 @@ from router.gate import (
 )
 from router.links import link_name, link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
+from router.tunnels import behind, tunnels
 
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
 PORT_KEY = "ipv4_addr . inet_proto . inet_service"
@@ -292,11 +293,14 @@ def _source_nat_map(way: Interface) -> str:
 
 
 def _source_nats(config: Config, known: tuple[Uplink, ...]) -> Iterator[NftSet]:
-    """For each uplink: what a network's guests become when they leave by it."""
-    networks = [n for n in config.networks if n.source_nat]
-    owners = {n.cidr: n.id for n in networks}
+    """For each uplink: what a network's guests, and a tunnel's users, become when they leave by it."""
+    sources = {n.cidr: n.source_nat for n in config.networks if n.source_nat}
+    owners = {n.cidr: n.id for n in config.networks if n.source_nat}
+    for cidr, tunnel in behind(tunnels(config), v6=False).items():
+        if tunnel.internet:
+            sources[cidr], owners[cidr] = tunnel.internet, tunnel.owner
     for uplink in known:
-        elements = {n.cidr: n.source_nat if n.source_nat in uplink.addresses else uplink.addresses[0] for n in networks}
+        elements = {c: own if own in uplink.addresses else uplink.addresses[0] for c, own in sources.items()}
         yield NftSet(_source_nat_map(uplink.interface), "ipv4_addr", "ipv4_addr", True, elements, owners)
 
 

@@ -16,6 +16,7 @@ from appliance.values import bounds, contains, dotted, is_v6, number
 from router.config import Config, Interface, Network
 from router.doors import Door
 from router.links import link_names, own_addresses
+from router.tunnels import devices
 
 ACCEPT = Verdict("accept")
 PORT_KEY = "ipv4_addr . inet_proto . inet_service"
@@ -71,6 +72,7 @@ def asked_at(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator
             for address in _asked_at(network, interface):
                 own[f"{link} . {address}"] = interface.id
                 services.update((f"{link} . {address} . {s}", network.id) for s in _services(network))
+    own.update((f"{d.link} . {a}", d.id) for d in devices(config).values() for a in own_addresses(d))
     yield NftSet("s_own", "ifname . ipv4_addr", elements=dict.fromkeys(own, ""), owners=own)
     key = f"ifname . {PORT_KEY}"
     yield NftSet("s_service", key, elements=dict.fromkeys(services, ""), owners=services)
@@ -101,6 +103,7 @@ def _own6(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[Nf
         for n in config.networks:
             if n.interface == interface.id and n.cidr6 and n.advertise.addresses != "off":
                 services[f"{link} . {DHCP_SERVERS} . udp . 547"] = n.id
+    own.update((f"{d.link} . {a}", d.id) for d in devices(config).values() for a in own_addresses(d, v6=True))
     yield NftSet("s_own6", "ifname . ipv6_addr", elements=dict.fromkeys(own, ""), owners=own)
     key = "ifname . ipv6_addr . inet_proto . inet_service"
     yield NftSet("s_service6", key, elements=dict.fromkeys(services, ""), owners=services)

@@ -10,6 +10,7 @@ this page against each other. To learn what the product does, read `verdict` and
             ── from_router       ── rule 5: its own packets are translated alike and never judged
             ── to_router         ── rule 8: what each side may ask of the router itself
             └─ onwards           ── rules 6, 7, 11: guests go out, tiers to tiers, and who may comes in
+                 ├─ beyond       ── rule 12: out of tunnels and into them
                  └─ sent_from    ── rule 6: source NAT
     what another sends on: acls_of, refusal ── rule 10: the ACL of where it comes from, and of where it goes
     every way out: way_out, uplink_of  ── rule 9
@@ -20,8 +21,9 @@ Rule 1 (what follows in a flow follows its first packet) is the kernel's connect
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from appliance.values import bounds, contains, number, subnet
 from router.config import (
@@ -37,7 +39,9 @@ from router.config import (
     Ports,
     StaticNat,
 )
+from router.config_wireguard import Wireguard
 from router.packet import NUMBERS, Outcome, Packet, Verdict
+from router.tunnels import Tunnel, devices, tunnels
 
 # ICMP messages that ask for an answer: echo, timestamp, information, address mask (RFC 792, 950). No other starts a
 # flow: an error or an answer belongs to the flow it is about, and without one it belongs to nothing.
@@ -56,6 +60,27 @@ OF_A_LINK = ("fe80::/10",)  # any link has them: nothing from or to them is sent
 GROUPS_OF_A_LINK = ("ff02::/16",)
 
 
+@dataclass(frozen=True, slots=True)
+class Mouth:
+    """The router's end of tunnels (rule 12), in the place of an interface."""
+
+    id: str
+    addresses: tuple[str, ...]
+    use: Literal["tunnel"] = "tunnel"
+    acl: None = None
+    gateway: None = None
+    gateway6: None = None
+    source_nat: Literal[False] = False
+
+
+Side = Interface | Mouth
+
+
+def sides(config: Config) -> tuple[Side, ...]:
+    """Wherever a packet can come in or go out."""
+    return (*config.interfaces, *(Mouth(d.id, d.addresses) for d in devices(config).values()))
+
+
 def verdict(config: Config, packet: Packet) -> Outcome:
     """What becomes of a packet that starts a flow. `config` passed the checks."""
     if packet.in_interface == "":
@@ -64,7 +89,7 @@ def verdict(config: Config, packet: Packet) -> Outcome:
         return local(packet, "neighbour discovery")
     if not starts_a_flow(packet):
         return dropped(packet, "an ICMP message that asks nothing starts no flow")
-    came_by = next(i for i in config.interfaces if i.id == packet.in_interface)
+    came_by = next(i for i in sides(config) if i.id == packet.in_interface)
     if lie := sender_is_a_lie(config, packet, came_by):
         return dropped(packet, lie, came_by.id)
     if holder_of(config, packet.destination, "public"):
@@ -81,7 +106,7 @@ def starts_a_flow(packet: Packet) -> bool:
 # --- rule 0: senders ---
 
 
-def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
+def sender_is_a_lie(config: Config, packet: Packet, came_by: Side) -> str:
     """Why no honest sender can have sent this in by that interface, "" where one can."""
     source = packet.source
     if source == "0.0.0.0" and packet.destination == EVERYONE:
@@ -90,19 +115,30 @@ def sender_is_a_lie(config: Config, packet: Packet, came_by: Interface) -> str:
         return f"{source} is nobody's address"
     if is_own(config, source):
         return f"{source} is the router's own address"
-    if is_broadcast(config.interfaces, source):
+    if is_broadcast(sides(config), source):
         return f"{source} is a broadcast address"
     home = inner_home_of(config, source)
-    if home is not None and home is not came_by:
+    if home is not None and home.id != came_by.id:
         return f"{source} lives behind {home.id}"
-    if came_by.use == "guest" and home is None and not is_among(source, OF_A_LINK):
+    if came_by.use in ("guest", "tunnel") and home is None and not is_among(source, OF_A_LINK):
         return f"{source} is a stranger among the guests of {came_by.id}"
     return ""
 
 
-def inner_home_of(config: Config, source: str) -> Interface | None:
-    """The guest, private or control interface in whose subnet an address lies."""
+def inner_home_of(config: Config, source: str) -> Side | None:
+    """The guest, private or control interface in whose subnet an address lies, or the tunnels beyond which it does."""
+    if tunnel := tunnel_of(config, source):
+        return mouth_of(config, tunnel)
     return next((i for i in config.interfaces if i.use != "public" and is_connected(i, source)), None)
+
+
+def tunnel_of(config: Config, address: str) -> Tunnel | None:
+    """The tunnel beyond which an address lies."""
+    return next((t for t in tunnels(config) if t.cidrs and is_among(address, t.cidrs)), None)
+
+
+def mouth_of(config: Config, tunnel: Tunnel) -> Side:
+    return next(side for side in sides(config) if side.id == tunnel.device.id)
 
 
 # --- rule 1: answers ---
@@ -113,7 +149,7 @@ def answer(config: Config, packet: Packet) -> Outcome:
 
     The outcome is the answer's: of the packet's addresses and ports each in the other's place.
     """
-    came_by = next((i for i in config.interfaces if i.id == packet.in_interface), None)
+    came_by = next((i for i in sides(config) if i.id == packet.in_interface), None)
     sport, dport = (packet.destination_port, packet.source_port) if packet.has_ports else (None, None)
     if came_by is None:
         return Outcome("local", "", packet.destination, packet.source, sport, dport, (), "an answer to the router")
@@ -126,9 +162,11 @@ def answer(config: Config, packet: Packet) -> Outcome:
 # --- rule 2: to a public address ---
 
 
-def to_public(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+def to_public(config: Config, packet: Packet, came_by: Side) -> Outcome:
     """The firewall of the address judges the packet as it was sent; then it is translated or is the router's."""
     let_in = next((rule for rule in config.firewall if firewall_allows(rule, packet)), None)
+    if listener := next((w for w in config.wireguard if is_called(config, w, packet)), None):
+        return local(packet, "a tunnel's peers", listener.id)
     if let_in is None:
         return dropped(packet, f"no firewall rule of {packet.destination} lets it in")
     translation = translation_of(config, packet)
@@ -139,6 +177,18 @@ def to_public(config: Config, packet: Packet, came_by: Interface) -> Outcome:
 
 def firewall_allows(rule: Firewall, packet: Packet) -> bool:
     return rule.address == packet.destination and is_of(rule, packet) and is_among(packet.source, rule.sources)
+
+
+def is_called(config: Config, listener: Wireguard, packet: Packet) -> bool:
+    """Is it sent to a listener's port, at its address, or at that from which it calls sites?"""
+    if not is_to_port(packet, "udp", listener.port):
+        return False
+    if packet.destination == listener.address:
+        return True
+    calls = any(site.wireguard == listener.id and site.endpoint for site in config.wireguard_sites)
+    own = [a for i in config.interfaces if listener.address in addresses(i) for a in addresses(i)]
+    first = [a for v6 in (False, True) for a in [a for a in own if (":" in a) is v6][:1]]
+    return calls and packet.destination in first
 
 
 def translation_of(config: Config, packet: Packet) -> Forward | StaticNat | None:
@@ -160,9 +210,7 @@ def is_forwarded(forward: Forward, packet: Packet) -> bool:
 # --- rules 3, 4: translated packets ---
 
 
-def translated(
-    config: Config, packet: Packet, by: Forward | StaticNat, came_by: Interface | None, *let_in: str
-) -> Outcome:
+def translated(config: Config, packet: Packet, by: Forward | StaticNat, came_by: Side | None, *let_in: str) -> Outcome:
     """To the new destination, and nowhere else. Back out where it came in: from the router, so that answers return."""
     port = packet.destination_port
     if isinstance(by, Forward) and by.target_ports is not None:
@@ -200,7 +248,7 @@ def from_router(config: Config, packet: Packet) -> Outcome:
 # --- rules 6, 7: onwards ---
 
 
-def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+def onwards(config: Config, packet: Packet, came_by: Side) -> Outcome:
     """Untranslated, to somewhere else: for guests on their way out, for whoever comes in to guests by their own
     addresses, and for whoever goes to a tier."""
     if is_among(packet.source, OF_A_LINK):
@@ -210,6 +258,8 @@ def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
         return dropped(packet, f"there is no way to {packet.destination}")
     if refused := refusal(config, packet, came_by, out):
         return dropped(packet, *refused)
+    if "tunnel" in (came_by.use, out.use):
+        return beyond(config, packet, came_by, out)
     network = network_of(config, came_by, packet.source)
     if network and out.use in ("public", "private"):
         return outwards(config, packet, network, out)
@@ -223,7 +273,29 @@ def onwards(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     return dropped(packet, f"nothing goes untranslated from {came_by.id} to {out.id}", came_by.id)
 
 
-def outwards(config: Config, packet: Packet, network: Network, out: Interface) -> Outcome:
+def beyond(config: Config, packet: Packet, came_by: Side, out: Side) -> Outcome:
+    """Out of a tunnel or into one: to and from guest networks; to another tunnel where both have transit; and to the
+    internet for whoever has that."""
+    here, there = tunnel_of(config, packet.source), tunnel_of(config, packet.destination)
+    source, why, by = packet.source, "", ""
+    if out.use == came_by.use:
+        if here and there and here.transit and there.transit:
+            why, by = "from tunnel to tunnel, which both allow", here.owner
+    elif out.use == "tunnel":
+        if network := network_of(config, came_by, packet.source):
+            why, by = "to the far end of a tunnel", network.id
+    elif network := network_of(config, out, packet.destination):
+        why, by = "from the far end of a tunnel", network.id
+    elif out.use == "public" and here and here.internet:
+        why, by = "by the tunnel to the internet", here.owner
+        if not packet.is_v6:
+            source = here.internet if holder_of(config, here.internet) is out else first_address(out)
+    if not why:
+        return dropped(packet, f"no tunnel leads from {came_by.id} to {out.id}")
+    return forwarded(packet, out, source, packet.destination, packet.destination_port, why, by)
+
+
+def outwards(config: Config, packet: Packet, network: Network, out: Side) -> Outcome:
     """From a guest network out of a public or private interface: its egress judges, or, of a tier, its ACL has."""
     exception = next((rule for rule in config.egress if is_exception(rule, network, packet)), None)
     judges = (network.id, exception.id) if exception else (network.id,)
@@ -234,7 +306,7 @@ def outwards(config: Config, packet: Packet, network: Network, out: Interface) -
     return forwarded(packet, out, source, packet.destination, packet.destination_port, why, *judges, *by)
 
 
-def inwards(config: Config, packet: Packet, network: Network, out: Interface) -> Outcome:
+def inwards(config: Config, packet: Packet, network: Network, out: Side) -> Outcome:
     """From outside to a guest by its own address: a rule of `ingress` lets it in, or, of a tier, its ACL has."""
     rule = next((rule for rule in config.ingress if is_exception(rule, network, packet)), None)
     if rule is None and network.acl is None:
@@ -253,7 +325,7 @@ def is_exception(rule: EgressRule | IngressRule, network: Network, packet: Packe
     )
 
 
-def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tuple[str, ...]]:
+def sent_from(config: Config, packet: Packet, out: Side) -> tuple[str, tuple[str, ...]]:
     """The source with which a packet leaves, and the object that says so. What is from no network keeps its own."""
     network = next((n for n in config.networks if contains(n.cidr, packet.source)), None)
     if network and out.use == "private" and out.source_nat:
@@ -272,7 +344,7 @@ def sent_from(config: Config, packet: Packet, out: Interface) -> tuple[str, tupl
 # --- rule 10: ACLs ---
 
 
-def refusal(config: Config, packet: Packet, came_by: Interface, out: Interface) -> tuple[str, ...]:
+def refusal(config: Config, packet: Packet, came_by: Side, out: Side) -> tuple[str, ...]:
     """Why an ACL forbids a packet on its way from one place to another, and which; () where none does.
 
     `packet` is as it goes on: to where a translation leads it.
@@ -286,7 +358,7 @@ def refusal(config: Config, packet: Packet, came_by: Interface, out: Interface) 
     return ()
 
 
-def acl_of(config: Config, interface: Interface, address: str) -> Acl | None:
+def acl_of(config: Config, interface: Side, address: str) -> Acl | None:
     """The ACL of the place behind an interface in which an address lies."""
     network = network_of(config, interface, address)
     name = network.acl if network else interface.acl
@@ -304,14 +376,17 @@ def allows(items: tuple[AclItem, ...], default: str, packet: Packet, far: str) -
 # --- rule 8: to the router ---
 
 
-def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
+def to_router(config: Config, packet: Packet, came_by: Side) -> Outcome:
     """To the router itself, by an address that isn't public: what each side may ask of it."""
     echo = is_echo(packet)
     to_one = holder_of(config, packet.destination) is not None
     if came_by.use == "control" and to_one and (echo or is_to_port(packet, "tcp", 3922)):
         return local(packet, "the manager's way in", came_by.id)
-    if came_by.use in ("guest", "private") and echo and packet.destination in addresses(came_by):
+    if came_by.use in ("guest", "private", "tunnel") and echo and packet.destination in addresses(came_by):
         return local(packet, "its own address answers echo", came_by.id)
+    asked = came_by.use == "tunnel" and packet.destination in devices(config)[came_by.id].dns
+    if asked and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
+        return local(packet, "DNS", came_by.id)
     if came_by.use == "guest":
         for network in networks_on(config, came_by):
             if (service := service_of(packet, network)) and is_asked(packet, network, came_by):
@@ -319,7 +394,7 @@ def to_router(config: Config, packet: Packet, came_by: Interface) -> Outcome:
     return dropped(packet, f"the router offers no such thing to {came_by.id}", came_by.id)
 
 
-def is_asked(packet: Packet, network: Network, interface: Interface) -> bool:
+def is_asked(packet: Packet, network: Network, interface: Side) -> bool:
     """Is it sent to the router's address in this network, or to everyone there?"""
     if packet.is_v6 and packet.destination == DHCP_SERVERS:
         return service_of(packet, network) == "DHCP"
@@ -355,29 +430,37 @@ def is_to_port(packet: Packet, protocol: str, port: int) -> bool:
 # --- rule 9: which way out ---
 
 
-def uplink_of(config: Config, packet: Packet, came_by: Interface | None) -> Interface | None:
+def uplink_of(config: Config, packet: Packet, came_by: Side | None) -> Side | None:
     """The public interface that this flow belongs to, None where it belongs to none."""
     if came_by is None:
         return holder_of(config, packet.source, "public")
     if came_by.use == "public":
         return came_by
+    if came_by.use == "tunnel":
+        tunnel = tunnel_of(config, packet.source)
+        return by_family(config, packet, holder_of(config, tunnel.internet)) if tunnel and tunnel.internet else None
     if (network := network_of(config, came_by, packet.source)) is None:
         return None
     if own := static_nat_of(config, packet.source):
         return holder_of(config, own.address)
-    publics = [i for i in config.interfaces if i.use == "public"]
-    own_uplink = holder_of(config, network.source_nat) if network.source_nat else next(iter(publics), None)
-    if packet.is_v6 and own_uplink and not own_uplink.gateway6:
-        return next((i for i in publics if i.gateway6), own_uplink)
-    return own_uplink
+    first = next((i for i in config.interfaces if i.use == "public"), None)
+    return by_family(config, packet, holder_of(config, network.source_nat) if network.source_nat else first)
 
 
-def way_out(config: Config, destination: str, uplink: Interface | None) -> Interface | None:
+def by_family(config: Config, packet: Packet, uplink: Side | None) -> Side | None:
+    """This uplink; for IPv6 the first that has a gateway6, where this one has none."""
+    if packet.is_v6 and uplink and not uplink.gateway6:
+        return next((i for i in config.interfaces if i.use == "public" and i.gateway6), uplink)
+    return uplink
+
+
+def way_out(config: Config, destination: str, uplink: Side | None) -> Side | None:
     """The interface by which a packet leaves: guests, private networks and static routes first, then its uplink."""
     if is_among(destination, NOBODYS) or is_among(destination, OF_A_LINK):
         return None
     v6 = ":" in destination
-    ways = [(subnet(a), i) for i in config.interfaces if i.use != "public" for a in i.addresses]
+    ways: list[tuple[str, Side]] = [(subnet(a), i) for i in config.interfaces if i.use != "public" for a in i.addresses]
+    ways += [(cidr, mouth_of(config, t)) for t in tunnels(config) for cidr in t.cidrs]
     ways += [(r.destination, i) for r in config.routes if (i := neighbour_of(config, r.via))]
     if inner := narrowest(ways, destination):
         return inner
@@ -388,46 +471,46 @@ def way_out(config: Config, destination: str, uplink: Interface | None) -> Inter
     return nearby or next((i for i in publics if has_gateway(i, v6)), None)
 
 
-def has_gateway(interface: Interface, v6: bool) -> bool:
+def has_gateway(interface: Side, v6: bool) -> bool:
     """Does it lead anywhere? A public interface always does in IPv4."""
     return (interface.gateway6 if v6 else interface.gateway) is not None
 
 
-def neighbour_of(config: Config, via: str) -> Interface | None:
+def neighbour_of(config: Config, via: str) -> Side | None:
     """The interface in whose subnet a static route's next router lies."""
     return narrowest([(subnet(a), i) for i in config.interfaces for a in i.addresses], via)
 
 
-def narrowest(ways: list[tuple[str, Interface]], destination: str) -> Interface | None:
+def narrowest(ways: Sequence[tuple[str, Side]], destination: str) -> Side | None:
     """The way with the longest prefix that holds `destination`; of equal ones the first."""
     fitting = [(network, i) for network, i in ways if contains(network, destination)]
-    return max(fitting, key=lambda way: int(way[0].partition("/")[2]), default=("", None))[1]
+    return max(fitting, key=lambda way: int(way[0].partition("/")[2]))[1] if fitting else None
 
 
 # --- whose is an address? ---
 
 
-def addresses(interface: Interface) -> list[str]:
+def addresses(interface: Side) -> list[str]:
     return [a.partition("/")[0] for a in interface.addresses]
 
 
-def first_address(interface: Interface) -> str:
+def first_address(interface: Side) -> str:
     """Its own, to which IPv4 is translated."""
     return next(a for a in addresses(interface) if ":" not in a)
 
 
-def holder_of(config: Config, address: str, use: str = "") -> Interface | None:
+def holder_of(config: Config, address: str, use: str = "") -> Side | None:
     """The interface of which `address` is one (and which is of that use)."""
-    return next((i for i in config.interfaces if address in addresses(i) and use in ("", i.use)), None)
+    return next((i for i in sides(config) if address in addresses(i) and use in ("", i.use)), None)
 
 
-def is_connected(interface: Interface, address: str) -> bool:
+def is_connected(interface: Side, address: str) -> bool:
     return any(contains(subnet(a), address) for a in interface.addresses)
 
 
 def is_for_us(config: Config, destination: str) -> bool:
     """Is it the router's, alone or among others?"""
-    if is_own(config, destination) or is_broadcast(config.interfaces, destination):
+    if is_own(config, destination) or is_broadcast(sides(config), destination):
         return True
     return destination in (EVERYONE, ALL_HOSTS) or is_among(destination, GROUPS_OF_A_LINK)
 
@@ -436,21 +519,21 @@ def is_own(config: Config, address: str) -> bool:
     """Is it the router's, or, in IPv6, any router's of one of its subnets (RFC 4291, 2.6.1)?"""
     if holder_of(config, address):
         return True
-    nets = [a for i in config.interfaces for a in i.addresses if ":" in a and not a.endswith(("/127", "/128"))]
+    nets = [a for i in sides(config) for a in i.addresses if ":" in a and not a.endswith(("/127", "/128"))]
     return ":" in address and any(number(address) == bounds(net)[0] for net in nets)
 
 
-def is_broadcast(interfaces: tuple[Interface, ...], address: str) -> bool:
+def is_broadcast(interfaces: Sequence[Side], address: str) -> bool:
     """The last address of a subnet of one of the interfaces; a /31 has none (RFC 3021), nor has IPv6."""
     spans: Iterator[tuple[int, int]] = (bounds(a) for i in interfaces for a in i.addresses if ":" not in a)
     return ":" not in address and any(last - first > 1 and number(address) == last for first, last in spans)
 
 
-def networks_on(config: Config, interface: Interface) -> list[Network]:
+def networks_on(config: Config, interface: Side) -> list[Network]:
     return [n for n in config.networks if n.interface == interface.id]
 
 
-def network_of(config: Config, came_by: Interface, source: str) -> Network | None:
+def network_of(config: Config, came_by: Side, source: str) -> Network | None:
     """The guest network behind this interface that a source belongs to."""
     return next((n for n in networks_on(config, came_by) if is_in(n, source)), None)
 
@@ -499,9 +582,7 @@ def local(packet: Packet, why: str, *owners: str) -> Outcome:
     return _outcome("local", packet, "", packet.source, packet.destination, packet.destination_port, why, owners)
 
 
-def forwarded(
-    packet: Packet, out: Interface, source: str, destination: str, port: int, why: str, *owners: str
-) -> Outcome:
+def forwarded(packet: Packet, out: Side, source: str, destination: str, port: int, why: str, *owners: str) -> Outcome:
     return _outcome("forwarded", packet, out.id, source, destination, port, why, owners)
 
 

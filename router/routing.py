@@ -6,7 +6,7 @@ it takes that mark, and the rules below lead a marked packet to the uplink's own
 gateway, nothing else. What is nearer wins: rule 100 asks main first for anything but a default route, so that
 guests, private networks and static routes are found before any uplink.
 
-    100  main without its default      guests, private and control networks, static routes
+    100  main without its default      guests, private and control networks, static routes, tunnels
     110  mark of an uplink             -> table narthex-<interface>: its subnets, its gateway
     120  table narthex-uplinks         subnets of all uplinks, for own packets that have no mark yet
     32766 main                         the default, through the first public interface
@@ -27,6 +27,7 @@ from appliance.state import Facts, File, Route, Rule, State
 from appliance.values import bounds, is_v6, number, subnet
 from router.config import Config, Interface
 from router.links import link_name, own_addresses
+from router.tunnels import tunnel_routes
 
 MAIN = 254
 MASK = 0xFFFF
@@ -88,6 +89,7 @@ def compile_routing(config: Config, facts: Facts) -> State:
         routes=(
             *_default(known),
             *_static(config, facts),
+            *tunnel_routes(config),
             *_neighbours(in_order_of_mark),
             *(route for uplink in in_order_of_mark for route in _own_table(uplink)),
         ),

@@ -144,7 +144,7 @@ def interface_problems(config: Config) -> Iterator[Problem]:
 
 def _interface(interface: Interface, path: str) -> Iterator[Problem]:
     for cidr in interface.addresses:
-        if why := _not_a_host6(cidr) if is_v6(cidr) else _not_a_host(cidr):
+        if why := not_a_host(cidr):
             yield Problem(f"{path}.addresses", f"{cidr} {why}; give the interface an address of its own")
     if interface.use in ("public", "control") and not own_addresses(interface):
         yield Problem(f"{path}.addresses", f"a {interface.use} interface needs an IPv4 address; add one")
@@ -232,6 +232,11 @@ def _not_a_host6(cidr: str) -> str:
     if address == first and not cidr.endswith(("/127", "/128")):
         return "is the address of any router of its subnet (RFC 4291, 2.6.1)"
     return ""
+
+
+def not_a_host(cidr: str) -> str:
+    """Why no machine can have this address with its length, "" where one can."""
+    return _not_a_host6(cidr) if is_v6(cidr) else _not_a_host(cidr)
 
 
 def _shared_macs(config: Config) -> Iterator[Problem]:
