@@ -66,7 +66,10 @@ def main() -> int:
     heart.start()
     upgrade.ready()
     log.info("ready", generation=engine.current.number, role=facts.role, name=facts.name)
-    server.run()
+    try:
+        server.run()
+    finally:
+        engine.count()
     return 0
 
 

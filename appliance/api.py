@@ -92,7 +92,10 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade, health: Healt
 
     @app.get("/v1/usage")
     def usage() -> Response:
-        return _json(Answer(200, {"resident_bytes": resident(), "links": engine.host.counters()}))
+        told = {"resident_bytes": resident(), "links": engine.host.counters()}
+        with engine.lock:
+            engine.count()
+            return _json(Answer(200, {**told, "usage": engine.usage.told()}))
 
     @app.get("/v1/version")
     def version() -> Response:
@@ -124,7 +127,10 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade, health: Healt
         engine.examine()
         metrics.set("narthex_converged", 0 if engine.broken else 1)
         metrics.set("narthex_awaiting_confirmation", 1 if engine.awaiting else 0)
-        return Response(metrics.text(), mimetype="text/plain; version=0.0.4")
+        with engine.lock:
+            engine.count()
+            usage = engine.usage.text()
+        return Response(metrics.text() + usage, mimetype="text/plain; version=0.0.4")
 
     @app.errorhandler(HTTPException)
     def unknown(error: HTTPException) -> Response:

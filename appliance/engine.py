@@ -30,6 +30,7 @@ from appliance.roles import Role
 from appliance.settings import Settings
 from appliance.state import Facts, Problem, Ruleset, State
 from appliance.store import Record, Store, StoreError
+from appliance.usage import SOURCE, Usage, source_of
 from appliance.vitals import Trouble
 
 ROUNDS = 2  # of making a machine what it was: a removal may take along what stays, as a link's last address its routes
@@ -126,6 +127,9 @@ class Engine:
         self._unmade = ""  # why the last kept generation is not `current`: it cannot be made any more
         self._given_up: list[tuple[Record, State | None]] = []  # tried, and the machine may still hold parts of them
         self._timings: dict[str, float] = {}
+        self.usage = Usage(store.folder / "usage.json", host.now)
+        if self.usage.unreadable:
+            log.error("usage", error=self.usage.unreadable)
 
     @property
     def broken(self) -> str:
@@ -199,7 +203,7 @@ class Engine:
             for _ in range(ROUNDS):
                 for step in sorted(rest, key=_is_first_filter, reverse=True):
                     try:
-                        self.host.commit(step)
+                        self._take(step)
                     except Exception as error:
                         failed.append(_words(error))
                         if _is_first_filter(step):
@@ -472,11 +476,20 @@ class Engine:
         for step in steps:
             with self._timed(step.kind):
                 try:
-                    self.host.commit(step)
+                    self._take(step)
                 except Exception as error:  # whatever it is, the machine is half changed
                     refused = isinstance(error, HostError) and error.refused and step is steps[0]
                     return {"step": str(step), "object": step.owner, **_told(error), "refused": refused}
         return None
+
+    def _take(self, step: Step) -> None:
+        """One step. What counts traffic takes its counters along when it goes: they are read before."""
+        if step.kind != "meters":
+            return self.host.commit(step)
+        self._add_up()
+        self.host.commit(step)
+        named = {source_of(name, key) for name, keys in step.elements.items() for key in (*keys[0], *keys[1])}
+        self.usage.forget(lambda source: source.startswith(SOURCE) if step.whole else source in named)
 
     def _verify(self, steps: tuple[Step, ...], state: State) -> dict[str, Any] | None:
         """Observe again what was touched; the second plan must be empty. Returns the evidence where it isn't."""
@@ -671,6 +684,23 @@ class Engine:
             self.troubles = found
             return found
 
+    # --- usage
+
+    def count(self) -> None:
+        """Add up what the counters have counted, and put it on disk: what is told afterwards is never taken back."""
+        with self.lock:
+            self._add_up()
+            try:
+                self.usage.save()
+            except OSError as error:
+                self.log.error("usage", error=f"the sums cannot be written: {error.strerror}")
+
+    def _add_up(self) -> None:
+        try:
+            self.usage.add(self.host.readings(self.current.state))
+        except HostError as error:
+            self.log.error("usage", error=str(error))
+
     # --- answers to questions
 
     def trace(self, query: Mapping[str, str]) -> Answer:
@@ -743,7 +773,7 @@ def _of_machine(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 def _is_first_filter(step: Step) -> bool:
     """Is it the packet filter of a machine that has none?"""
-    return isinstance(step.before, Ruleset) and not step.before.chains
+    return step.kind == "ruleset" and isinstance(step.before, Ruleset) and not step.before.chains
 
 
 def _under(prefix: str, problems: list[Problem]) -> list[Problem]:

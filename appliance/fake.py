@@ -33,6 +33,7 @@ from appliance.state import (
     VerdictMap,
     Wireguard,
 )
+from appliance.usage import Reading
 from appliance.vitals import Trouble
 
 
@@ -64,6 +65,7 @@ class FakeHost:
     asked: list[tuple[Check, ...]] = field(default_factory=list)
     renewed: list[str] = field(default_factory=list)  # boot units that were started anew
     ahead: float = 0.0  # seconds by which the wall's clock was set forward since
+    counted: list[Reading] = field(default_factory=list)  # what its counters stand at
     on_commit: Callable[[Step], None] | None = None
 
     def facts(self) -> Facts:
@@ -77,6 +79,9 @@ class FakeHost:
 
     def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
         raise HostError(f"{argv[0]} is not installed", "a fake machine has no programs")
+
+    def readings(self, state: State) -> list[Reading]:
+        return list(self.counted)
 
     def counters(self) -> dict[str, dict[str, int]]:
         return {}
@@ -131,7 +136,8 @@ class FakeHost:
             if self.refuse_nft:
                 raise HostError(f"{step}: {self.refuse_nft}", self.refuse_nft, refused=True)
             _valid(part)
-            self.machine = replace(self.machine, ruleset=part)
+            m = self.machine
+            self.machine = replace(m, meters=part) if step.kind == "meters" else replace(m, ruleset=part)
         else:
             self._change(step, part)
         self.done.append(step)

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import conntrack, nftelement, nftlist, probe
+from appliance import conntrack, meters, nftelement, nftlist, probe
 from appliance.events import Event, Events
 from appliance.machine import CheckError, HostError, Told
 from appliance.metrics import Metrics
@@ -30,7 +30,7 @@ from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
 from appliance.plan import Lost, Step
 from appliance.pulse import Pulse
-from appliance.ruleset import UNKNOWN, observed, rule_digest
+from appliance.ruleset import METERS, TABLE, UNKNOWN, observed, rule_digest
 from appliance.settings import Settings
 from appliance.state import (
     Address,
@@ -51,11 +51,13 @@ from appliance.state import (
 )
 from appliance.store import write_durably
 from appliance.units import UnitError, UnitRunner, UnitStatus, definition
+from appliance.usage import Reading
 from appliance.vitals import Trouble, Vitals
 
 if TYPE_CHECKING:
     from appliance.wireguard import WireguardLinks
 
+TABLES = {"ruleset": TABLE.partition(" ")[2], "meters": METERS.partition(" ")[2]}  # by the kind of step
 BLOCK = 4096  # of a disk: what the smallest file takes
 CHECKUP_S = 30.0  # until the asking of all checks is ended: it keeps to half of that by itself
 _BEFORE_NFT = frozenset({"sysctl", "link", "wireguard", "peer", "address", "route", "rule"})
@@ -72,7 +74,7 @@ class LinuxHost:
         self.netlink = netlink or Netlink()
         self.nft = Nft(self.run, settings.tool_seconds)
         self._wireguard: WireguardLinks | None = None
-        self._fingerprint = ""
+        self._fingerprints: dict[str, str] = {}  # of our tables
         self._ears: Events | None = None
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
@@ -199,7 +201,7 @@ class LinuxHost:
         if isinstance(part, Ruleset):
             self._apply(step.text)
             if step.whole or not (isinstance(step.before, Ruleset) and step.before.chains is part.chains):
-                self._fingerprint = ""
+                self._fingerprints.pop(TABLES[step.kind], None)
         elif isinstance(part, Sysctl):
             _set_sysctl(part)
         elif isinstance(part, Link):
@@ -291,7 +293,8 @@ class LinuxHost:
                 addresses=self.netlink.observe_addresses(names, wished.addresses),
                 routes=self.netlink.observe_routes(wished.routes),
                 rules=self.netlink.observe_rules(wished.rules),
-                ruleset=self._ruleset(wished.ruleset),
+                ruleset=self._table(wished.ruleset, TABLES["ruleset"]),
+                meters=self._table(wished.meters, TABLES["meters"]),
                 probes=wished.probes,
                 checks=wished.checks,
             )
@@ -331,16 +334,16 @@ class LinuxHost:
             raise HostError(str(error)) from None
         return {owners[key]: found for key, found in counted.items() if key in owners}
 
-    def _ruleset(self, wished: Ruleset) -> Ruleset:
-        found = nftlist.listing(wished)
+    def _table(self, wished: Ruleset, table: str) -> Ruleset:
+        found = nftlist.listing(wished, table)
         if found is None:
             return Ruleset()
         listing, mark = found
         seen = observed(listing, wished)
         if seen.chains is wished.chains:
-            if self._fingerprint and mark != self._fingerprint:
+            if self._fingerprints.get(table, mark) != mark:
                 return replace(seen, chains=())  # the marks are right and the rules are not: replace the table
-            self._fingerprint = mark
+            self._fingerprints[table] = mark
         return seen
 
     def _files(self, wished: State, others: Sequence[State]) -> tuple[File, ...]:
@@ -437,7 +440,9 @@ class LinuxHost:
                 seen = replace(seen, units=self._units(wished.units))
             for step in steps:
                 if step.kind == "ruleset":
-                    seen = replace(seen, ruleset=self._look_at_ruleset(step, wished.ruleset))
+                    seen = replace(seen, ruleset=self._look_at_table(step, wished.ruleset))
+                elif step.kind == "meters":
+                    seen = replace(seen, meters=self._look_at_table(step, wished.meters))
             return seen
         except (NetlinkError, UnitError, NftError, OSError) as error:
             raise HostError(f"cannot observe: {error}") from None
@@ -448,17 +453,18 @@ class LinuxHost:
         gone = State(files=tuple(s.before for s in touched.values() if isinstance(s.before, File)))
         return (*(f for f in wished.files if f.path not in touched), *self._files(part, [gone]))
 
-    def _look_at_ruleset(self, step: Step, wished: Ruleset) -> Ruleset:
-        before = step.before
+    def _look_at_table(self, step: Step, wished: Ruleset) -> Ruleset:
+        before, table = step.before, TABLES[step.kind]
         if step.whole or not isinstance(before, Ruleset):
-            return self._ruleset(wished)
+            return self._table(wished, table)
         sets = dict(wished.sets)
         for name, (gone, come) in step.elements.items():
-            sets[name] = _looked(wished.sets[name], {*gone, *come})
-        chains = wished.chains if before.chains is wished.chains else _looked_chains(before, wished)
+            sets[name] = _looked(wished.sets[name], {*gone, *come}, table)
+        chains = wished.chains if before.chains is wished.chains else _looked_chains(before, wished, table)
         if chains is wished.chains and all(sets[n] is s for n, s in wished.sets.items()):
             # What is right now is what later looks are held against; waiting for the timer would take in an edit.
-            self._fingerprint = self._fingerprint or nftlist.fingerprint()
+            if table not in self._fingerprints:
+                self._fingerprints[table] = nftlist.fingerprint(table)
             return wished
         return Ruleset(sets, chains)
 
@@ -469,6 +475,12 @@ class LinuxHost:
         for lost in (step.before for step in steps if isinstance(step.before, Lost)):
             found += [{"flow": flow} for flow in conntrack.flows(*lost.flows, most=500)]
         return found
+
+    def readings(self, state: State) -> list[Reading]:
+        try:
+            return meters.readings(state.meters)
+        except NetlinkError as error:
+            raise HostError(f"cannot read the counters: {error}") from None
 
     def counters(self) -> dict[str, dict[str, int]]:
         found = {}
@@ -523,29 +535,29 @@ def _standing(folder: str) -> str:
     return folder or "/"
 
 
-def _looked(wished: NftSet, keys: Iterable[str]) -> NftSet:
+def _looked(wished: NftSet, keys: Iterable[str], table: str) -> NftSet:
     """The set with the elements of these keys read back, one by one."""
     seen = wished.elements
     for key in keys:
-        value = nftelement.set_element(wished, key)
+        value = nftelement.set_element(wished, key, table)
         if value != wished.elements.get(key):
             seen = {k: v for k, v in seen.items() if k != key} | ({} if value is None else {key: value})
     return wished if seen is wished.elements else replace(wished, elements=seen)
 
 
-def _looked_chains(before: Ruleset, wished: Ruleset) -> tuple[Chain, ...]:
+def _looked_chains(before: Ruleset, wished: Ruleset, table: str) -> tuple[Chain, ...]:
     """The chains, those that changed read back; with those that should be gone and are not."""
     was = {c.name: c for c in before.chains}
-    chains = [c if was.get(c.name) is c or was.get(c.name) == c else _looked_chain(c) for c in wished.chains]
+    chains = [c if was.get(c.name) is c or was.get(c.name) == c else _looked_chain(c, table) for c in wished.chains]
     for c in wished.chains:
         was.pop(c.name, None)
-    chains += [c for c in was.values() if nftelement.chain_comments(c.name) is not None]
+    chains += [c for c in was.values() if nftelement.chain_comments(c.name, table) is not None]
     same = len(chains) == len(wished.chains) and all(a is b for a, b in zip(chains, wished.chains, strict=True))
     return wished.chains if same else tuple(chains)
 
 
-def _looked_chain(wished: Chain) -> Chain:
-    comments = nftelement.chain_comments(wished.name)
+def _looked_chain(wished: Chain, table: str) -> Chain:
+    comments = nftelement.chain_comments(wished.name, table)
     if comments is not None and [c.rpartition("#")[2] for c in comments] == [rule_digest(r) for r in wished.rules]:
         return wished
     return Chain(wished.name, (UNKNOWN,), wished.hook)

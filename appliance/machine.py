@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from appliance.events import Event, Events
 from appliance.plan import Step
 from appliance.state import Check, Facts, State, Unit
+from appliance.usage import Reading
 from appliance.vitals import Trouble
 
 
@@ -56,6 +57,9 @@ class Host(Protocol):
 
     def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
         """Run a tool: (exit status, output, error output)."""
+
+    def readings(self, state: State) -> list[Reading]:
+        """What the counters of `state`'s objects stand at. See appliance/usage.py."""
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Bytes and packets of every link, both ways."""

@@ -71,11 +71,11 @@ class Elements:
         except (wire.KernelError, OSError) as error:
             raise wire.NetlinkError("read the ruleset's generation", wire.words(error)) from None
 
-    def chain_comments(self, chain: str) -> list[str] | None:
+    def chain_comments(self, chain: str, table: str = TABLE) -> list[str] | None:
         """The comment of each rule of a chain of ours, in order ("": it has none), or None: there is no such chain."""
-        table, name = TABLE.encode() + b"\0", chain.encode() + b"\0"
-        told = wire.attribute(_CHAIN_TABLE, table) + wire.attribute(_CHAIN_NAME, name)
-        asked = wire.attribute(_RULE_TABLE, table) + wire.attribute(_RULE_CHAIN, name)
+        where, name = table.encode() + b"\0", chain.encode() + b"\0"
+        told = wire.attribute(_CHAIN_TABLE, where) + wire.attribute(_CHAIN_NAME, name)
+        asked = wire.attribute(_RULE_TABLE, where) + wire.attribute(_RULE_CHAIN, name)
         head = _NFGENMSG.pack(_INET, 0, 0)
         try:
             self._channel.ask(_GETCHAIN, head + told)
@@ -88,24 +88,24 @@ class Elements:
         except OSError as error:
             raise wire.NetlinkError(f"list chain {chain}", wire.words(error)) from None
 
-    def set_element(self, s: NftSet, key: str) -> str | None:
+    def set_element(self, s: NftSet, key: str, table: str = TABLE) -> str | None:
         """The value that the kernel's set has for `key` ("" in a set), or None where it has no such element."""
         form = layout(s.key)
         low, high = form.bounds(key)
         in_one = not s.interval or form.is_concatenation
-        found = self._get(s, low, high if s.interval and in_one else b"")
+        found = self._get(s, low, high if s.interval and in_one else b"", table=table)
         if found is None or found[0] != low or found[2]:
             return None
         if in_one and (found[1] or found[0]) != high:
             return None  # a range that holds the one we asked for
-        if not in_one and not self._ends(s, low, high):
+        if not in_one and not self._ends(s, low, high, table):
             return None
         return _value_text(s, found[3])
 
-    def set_elements(self, s: NftSet) -> dict[str, str]:
+    def set_elements(self, s: NftSet, table: str = TABLE) -> dict[str, str]:
         """All elements of the kernel's set: each key's text to its value's. NetlinkError: also for no such set."""
         try:
-            answers = self._channel.dump(_GETSETELEM, _question(s.name))
+            answers = self._channel.dump(_GETSETELEM, _question(s.name, table))
         except (wire.KernelError, OSError) as error:
             raise wire.NetlinkError(f"list set {s.name}", wire.words(error)) from None
         form = layout(s.key)
@@ -122,25 +122,25 @@ class Elements:
         value = layout(s.value).text
         return {text(key): value(data[4:]) for key, _, _, data in found}
 
-    def _ends(self, s: NftSet, low: bytes, high: bytes) -> bool:
+    def _ends(self, s: NftSet, low: bytes, high: bytes, table: str) -> bool:
         """Does the range of a simple set that starts with `low` end with `high`? The kernel gives its next end."""
         first = int.from_bytes(low) + 1
         if first >> len(low) * 8:
             return True  # the last key of all
-        end = self._get(s, first.to_bytes(len(low)), is_end=True)
+        end = self._get(s, first.to_bytes(len(low)), is_end=True, table=table)
         behind = int.from_bytes(high) + 1
         if behind >> len(low) * 8:
             return end is None
         return end is not None and end[0] == behind.to_bytes(len(low))
 
-    def _get(self, s: NftSet, key: bytes, last: bytes = b"", is_end: bool = False) -> Raw | None:
+    def _get(self, s: NftSet, key: bytes, last: bytes = b"", is_end: bool = False, table: str = TABLE) -> Raw | None:
         """The element that the kernel finds for a key: in interval sets one that holds it."""
         asked = _data(_KEY, key)
         if last:
             asked += _data(_KEY_END, last)
         if is_end:
             asked += wire.attribute(_FLAGS, _U32.pack(_INTERVAL_END))
-        body = _question(s.name) + wire.nest(_LIST_ELEMENTS, wire.nest(_ELEM, asked))
+        body = _question(s.name, table) + wire.nest(_LIST_ELEMENTS, wire.nest(_ELEM, asked))
         try:
             answers = self._channel.ask(_GETSETELEM, body)
         except wire.KernelError as refusal:
@@ -171,10 +171,10 @@ def comment_of(rule: dict[int, bytes]) -> str:
     return ""
 
 
-def _question(name: str) -> bytes:
+def _question(name: str, table: str) -> bytes:
     return (
         _NFGENMSG.pack(_INET, 0, 0)
-        + wire.attribute(_LIST_TABLE, TABLE.encode() + b"\0")
+        + wire.attribute(_LIST_TABLE, table.encode() + b"\0")
         + wire.attribute(_LIST_SET, name.encode() + b"\0")
     )
 
@@ -249,19 +249,19 @@ def _kept() -> Elements:
     return Elements()
 
 
-def set_element(s: NftSet, key: str) -> str | None:
+def set_element(s: NftSet, key: str, table: str = TABLE) -> str | None:
     """See Elements."""
-    return _kept().set_element(s, key)
+    return _kept().set_element(s, key, table)
 
 
-def set_elements(s: NftSet) -> dict[str, str]:
+def set_elements(s: NftSet, table: str = TABLE) -> dict[str, str]:
     """See Elements."""
-    return _kept().set_elements(s)
+    return _kept().set_elements(s, table)
 
 
-def chain_comments(chain: str) -> list[str] | None:
+def chain_comments(chain: str, table: str = TABLE) -> list[str] | None:
     """See Elements."""
-    return _kept().chain_comments(chain)
+    return _kept().chain_comments(chain, table)
 
 
 def generation() -> int:

@@ -27,30 +27,29 @@ _ANONYMOUS, _INTERVAL, _MAP = 0x1, 0x4, 0x8
 _HEAD = Struct("!BBH").pack(_INET, 0, 0)
 _U32, _I32 = Struct("!I"), Struct("!i")
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_OURS = TABLE.encode() + b"\0"
 
 
-def listing(wished: Ruleset) -> tuple[Listing, str] | None:
+def listing(wished: Ruleset, table: str = TABLE) -> tuple[Listing, str] | None:
     """(the table, the fingerprint of its rules), or None where there is no such table. Raises wire.NetlinkError.
 
     The fingerprint is a digest of the rules as the kernel holds them, without handles, counters and elements: it sees
     an edit that keeps a rule's comment. `wished` gives the types of sets, of which the kernel knows only the sizes.
     """
     try:
-        chains = _chains()
+        chains = _chains(table)
         if chains is None:
             return None
-        comments, mark = _rules()
-        sets = _sets(wished)
+        comments, mark = _rules(table)
+        sets = _sets(wished, table)
     except (wire.KernelError, OSError) as error:
         raise wire.NetlinkError("list the table", wire.words(error)) from None
     return Listing(chains, comments, sets), mark
 
 
-def fingerprint() -> str:
-    """The fingerprint of our rules alone, as `listing` gives it. Raises wire.NetlinkError."""
+def fingerprint(table: str = TABLE) -> str:
+    """The fingerprint of a table's rules alone, as `listing` gives it. Raises wire.NetlinkError."""
     try:
-        return _rules()[1]
+        return _rules(table)[1]
     except (wire.KernelError, OSError) as error:
         raise wire.NetlinkError("list the rules", wire.words(error)) from None
 
@@ -60,16 +59,20 @@ def _channel() -> wire.Channel:
     return wire.Channel(wire.NETFILTER)
 
 
+def _told(name: str) -> bytes:
+    return name.encode() + b"\0"
+
+
 def _name(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode()
 
 
-def _chains() -> dict[str, Hook | None] | None:
-    """The chains of our table with their hooks; None where there is neither a chain nor the table."""
+def _chains(table: str) -> dict[str, Hook | None] | None:
+    """The chains of a table of ours with their hooks; None where there is neither a chain nor the table."""
     found: dict[str, Hook | None] = {}
     for _, body in _channel().dump(_GETCHAIN, _HEAD):
         told = wire.attributes(body, 4)
-        if told.get(_CHAIN_TABLE) == _OURS:
+        if told.get(_CHAIN_TABLE) == _told(table):
             found[_name(told[_CHAIN_NAME])] = _hook(told)
     return found or None
 
@@ -84,10 +87,10 @@ def _hook(told: dict[int, bytes]) -> Hook | None:
     return Hook(_name(told[_CHAIN_TYPE]), _HOOKS[number], priority, policy)  # type: ignore[arg-type]
 
 
-def _rules() -> tuple[dict[str, list[str]], str]:
+def _rules(table: str) -> tuple[dict[str, list[str]], str]:
     comments: dict[str, list[str]] = {}
     mark = blake2b(digest_size=16)
-    for _, body in _channel().dump(_GETRULE, _HEAD + wire.attribute(_RULE_TABLE, _OURS)):
+    for _, body in _channel().dump(_GETRULE, _HEAD + wire.attribute(_RULE_TABLE, _told(table))):
         told = wire.attributes(body, 4)
         chain, expressions = told[_RULE_CHAIN], told.get(_RULE_EXPRESSIONS, b"")
         comments.setdefault(_name(chain), []).append(comment_of(told))
@@ -97,9 +100,9 @@ def _rules() -> tuple[dict[str, list[str]], str]:
     return comments, mark.hexdigest()
 
 
-def _sets(wished: Ruleset) -> dict[str, NftSet]:
+def _sets(wished: Ruleset, table: str) -> dict[str, NftSet]:
     found: dict[str, NftSet] = {}
-    for _, body in _channel().dump(_GETSET, _HEAD + wire.attribute(_SET_TABLE, _OURS)):
+    for _, body in _channel().dump(_GETSET, _HEAD + wire.attribute(_SET_TABLE, _told(table))):
         told = wire.attributes(body, 4)
         flags = _U32.unpack(told.get(_SET_FLAGS, bytes(4)))[0]
         if flags & _ANONYMOUS:
@@ -110,5 +113,5 @@ def _sets(wished: Ruleset) -> dict[str, NftSet]:
         if s is None or shape != (s.interval, bool(s.value), layout(s.key).size):
             found[name] = NftSet(name, "unknown", interval=shape[0])
         else:
-            found[name] = NftSet(name, s.key, s.value, s.interval, set_elements(s))
+            found[name] = NftSet(name, s.key, s.value, s.interval, set_elements(s, table), counter=s.counter)
     return found

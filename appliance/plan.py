@@ -61,7 +61,7 @@ class Lost:
 
 
 Kind = Literal[
-    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "flows"
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "file", "unit", "flows"
 ]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
 Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Lost
@@ -105,6 +105,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     rules = _pairs(before.rules, after.rules, rule_key)
     files = _pairs(before.files, after.files, lambda p: p.path)
     ruleset = tuple(_ruleset(before.ruleset, after.ruleset))
+    meters = _meters(before.meters, after.meters)
     return (
         *_set("sysctl", "set", sysctls),
         *_set("link", "set", links),
@@ -114,6 +115,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_set("route", "add", routes),
         *_set("rule", "add", rules),
         *ruleset,
+        *meters,
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
         *_gone("peer", peers),
@@ -186,6 +188,25 @@ def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
         owner = ", ".join(_owners(before, after, delta)[:8])
         name = ", ".join(delta.names[:8])
         yield Step("ruleset", "apply", name, before, after, delta.text, elements=delta.elements, owner=owner)
+
+
+def _meters(before: Ruleset, after: Ruleset) -> Iterator[Step]:
+    """A table of counters changes by what comes and goes, however much that is: what stays must count on."""
+    if before is after or before == after:
+        return
+    delta = nftext.delta(before, after, _ANY_NUMBER, nftext.METERS) if after.chains else None
+    if delta is None:
+        text = nftext.whole(after, nftext.METERS)
+        yield Step("meters", "apply", "all counters", before, after, text, whole=True)
+    elif delta.text:
+        owner = ", ".join(_owners(before, after, delta)[:8])
+        yield Step(
+            "meters", "apply", ", ".join(delta.names[:8]), before, after, delta.text,
+            elements=delta.elements, owner=owner,
+        )  # fmt: skip
+
+
+_ANY_NUMBER = 1 << 30
 
 
 def _owners(before: Ruleset, after: Ruleset, delta: nftext.Delta) -> list[str]:
@@ -361,10 +382,10 @@ def lines(state: State) -> Iterator[str]:
     ):  # fmt: skip
         for part in group:
             yield _line(part)
-    for s in state.ruleset.sets.values():
+    for s in (*state.ruleset.sets.values(), *state.meters.sets.values()):
         yield f"nft set {s.name} {s.key} : {s.value}"
         yield from (f"nft element {s.name} {k} : {v}" for k, v in s.elements.items())
-    for chain in state.ruleset.chains:
+    for chain in (*state.ruleset.chains, *state.meters.chains):
         yield f"nft chain {chain.name}"
         yield from (f"nft rule {chain.name} {nftext.rule_text(rule)}" for rule in chain.rules)
     for file in state.files:

@@ -16,6 +16,8 @@ from hashlib import blake2b
 from appliance.state import Chain, Field, FilterRule, Hook, Match, Nat, NftSet, Ruleset, SetMark, Statement, Verdict
 
 TABLE = "inet narthex"
+# The table of counters: of its own, because a whole push replaces the other one, and what it counted would be gone.
+METERS = "inet narthex_usage"
 # Fields whose values are names of interfaces: quoted, so that no name can be taken for a word of nft's.
 _QUOTED = frozenset({"iifname", "oifname"})
 # Fields that hold flags: several values are joined by commas, not made a set.
@@ -85,7 +87,7 @@ def _elements(s: NftSet, keys: Iterable[str]) -> str:
 
 def _spec(s: NftSet) -> str:
     kind = f"map {s.name} {{ type {s.key} : {s.value};" if s.value else f"set {s.name} {{ type {s.key};"
-    return f"{kind} flags interval;" if s.interval else kind
+    return f"{kind}{' flags interval;' if s.interval else ''}{' counter;' if s.counter else ''}"
 
 
 def _hook(hook: Hook | None) -> str:
@@ -94,9 +96,12 @@ def _hook(hook: Hook | None) -> str:
     return f"type {hook.type} hook {hook.hook} priority {hook.priority}; policy {hook.policy};"
 
 
-def whole(ruleset: Ruleset) -> str:
-    """The text that makes the table this Ruleset in one transaction, whatever it was."""
-    lines = [f"add table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+def whole(ruleset: Ruleset, table: str = TABLE) -> str:
+    """The text that makes the table this Ruleset in one transaction, whatever it was; a table of counters that counts
+    nothing goes."""
+    lines = [f"add table {table}", f"delete table {table}", f"table {table} {{"]
+    if table == METERS and not ruleset.chains:
+        return "\n".join([*lines[:2], ""])
     for s in ruleset.sets.values():
         lines.append(f"\t{_spec(s)}")
         if s.elements:
@@ -122,7 +127,7 @@ def changed_elements(before: NftSet, after: NftSet) -> tuple[list[str], list[str
 
 
 def same_spec(a: NftSet, b: NftSet) -> bool:
-    return a.key == b.key and a.value == b.value and a.interval == b.interval
+    return (a.key, a.value, a.interval, a.counter) == (b.key, b.value, b.interval, b.counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,7 @@ class Delta:
     elements: Mapping[str, tuple[list[str], list[str]]]
 
 
-def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
+def delta(before: Ruleset, after: Ruleset, most: int = 2000, table: str = TABLE) -> Delta | None:
     """What turns `before` into `after`, or None where replacing the whole table is the better way.
 
     That is: where a hook or a set's type changes, or more than `most` elements and rules would be named. Order inside
@@ -160,12 +165,12 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
             continue
         names.append(name)
         if old is None:
-            born.append(f"add chain {TABLE} {name}" + (f" {{ {_hook(chain.hook)} }}" if chain.hook else ""))
+            born.append(f"add chain {table} {name}" + (f" {{ {_hook(chain.hook)} }}" if chain.hook else ""))
         elif old.hook != chain.hook:
             return None
         else:
-            filled.append(f"flush chain {TABLE} {name}")
-        filled += [f"add rule {TABLE} {name} {rule_text(rule)}" for rule in chain.rules]
+            filled.append(f"flush chain {table} {name}")
+        filled += [f"add rule {table} {name} {rule_text(rule)}" for rule in chain.rules]
         cost += 1 + len(chain.rules)
     gone_chains = [name for name in old_chains if name not in new_chains]
     if any(old_chains[name].hook for name in gone_chains):
@@ -177,7 +182,7 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
         if old_set is s:
             continue
         if old_set is None:
-            born.append(f"add {_spec(s).replace(f' {name} ', f' {TABLE} {name} ', 1)} }}")
+            born.append(f"add {_spec(s).replace(f' {name} ', f' {table} {name} ', 1)} }}")
             gone, come = list[str](), list(s.elements)
         else:
             gone, come = changed_elements(old_set, s)
@@ -187,18 +192,18 @@ def delta(before: Ruleset, after: Ruleset, most: int = 2000) -> Delta | None:
         changed[name] = gone, come
         cost += len(gone) + len(come)
         if gone:
-            elements_out.append(f"delete element {TABLE} {name} {{ {', '.join(gone)} }}")
+            elements_out.append(f"delete element {table} {name} {{ {', '.join(gone)} }}")
         if come:
-            elements_in.append(f"add element {TABLE} {name} {{ {_elements(s, come)} }}")
+            elements_in.append(f"add element {table} {name} {{ {_elements(s, come)} }}")
     for name in before.sets:
         if name not in after.sets:
-            dead.append(f"delete {'map' if before.sets[name].value else 'set'} {TABLE} {name}")
+            dead.append(f"delete {'map' if before.sets[name].value else 'set'} {table} {name}")
             cost += len(before.sets[name].elements)
     if cost > most or not before.chains:
         return None
     # What goes must not be referred to: rules of dead chains name sets, elements of dead maps name chains.
-    emptied = [f"flush chain {TABLE} {name}" for name in gone_chains]
-    removed = [f"delete chain {TABLE} {name}" for name in gone_chains]
+    emptied = [f"flush chain {table} {name}" for name in gone_chains]
+    removed = [f"delete chain {table} {name}" for name in gone_chains]
     lines = [*born, *elements_out, *filled, *elements_in, *emptied, *dead, *removed]
     names += [*gone_chains, *(name for name in before.sets if name not in after.sets)]
     return Delta("\n".join([*lines, ""]) if lines else "", tuple(names), changed)

@@ -269,9 +269,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """accept, drop, return, or jump/goto to `chain`. `counter` counts the packets that come here."""
+    """accept, drop, return, continue (nothing: what counts is the look-up), or jump/goto to `chain`."""
 
-    kind: Literal["accept", "drop", "return", "jump", "goto"]
+    kind: Literal["accept", "drop", "return", "jump", "goto", "continue"]
     chain: str = ""
 
 
@@ -347,7 +347,8 @@ class NftSet:
     keys may be ranges and CIDRs. `elements` maps the key's text to the value's text ("" in a set); `owners` names, for
     keys that came from an object of the document, that object's id. Keys are written in ONE canonical way (as
     `nft -j list` gives them back, fields joined by " . "): addresses and CIDRs canonical, a one-address CIDR without
-    its length, protocols as tcp udp icmp ipv6-icmp or a number, ports as numbers, ranges as "a-b".
+    its length, protocols as tcp udp icmp ipv6-icmp or a number, ports as numbers, ranges as "a-b". `counter`: each
+    element counts the packets that are found by it.
     """
 
     name: str
@@ -356,11 +357,12 @@ class NftSet:
     interval: bool = False
     elements: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     owners: Mapping[str, str] = field(default_factory=lambda: EMPTY, compare=False)
+    counter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """The whole of table `inet narthex`: its sets by name and its chains in order."""
+    """The whole of a table: its sets by name and its chains in order."""
 
     sets: Mapping[str, NftSet] = field(default_factory=lambda: MappingProxyType({}))
     chains: tuple[Chain, ...] = ()
@@ -404,7 +406,8 @@ class State:
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
-    ruleset: Ruleset = field(default_factory=Ruleset)
+    ruleset: Ruleset = field(default_factory=Ruleset)  # table inet narthex
+    meters: Ruleset = field(default_factory=Ruleset)  # table inet narthex_usage: see appliance/usage.py
     probes: tuple[str, ...] = ()  # addresses to try (gateways) as evidence for confirm
     checks: tuple[Check, ...] = ()  # beside what any State has to be well: its units, its files' certificates
 

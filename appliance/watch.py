@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 
+from appliance import usage
 from appliance.engine import Engine
 from appliance.events import Events
 from appliance.log import Log
@@ -30,7 +31,7 @@ class Watch(threading.Thread):
         self.events = events
         self._stop = threading.Event()
         self._seen, self._quiet_since = -1, 0.0
-        self._next_pulse = self._next_look = 0.0
+        self._next_pulse = self._next_look = self._next_count = 0.0
         self._stuck: dict[str, str] = {}
 
     def stop(self) -> None:
@@ -47,6 +48,7 @@ class Watch(threading.Thread):
             reason, by = self._heard(wait)
             self.engine.expire()
             self.pulse()
+            self._count()
             due = self.engine.host.monotonic() >= next_look
             if not reason and not due:
                 continue
@@ -84,6 +86,16 @@ class Watch(threading.Thread):
         if now >= self._next_look:
             self._next_look = now + EXAMINATION
             self.engine.examine()
+
+    def _count(self) -> None:
+        now = self.engine.host.monotonic()
+        if now < self._next_count:
+            return
+        self._next_count = now + usage.SECONDS
+        try:
+            self.engine.count()
+        except Exception as error:
+            self.log.error("usage", error=f"{type(error).__name__}: {error}")
 
     def _give_back(self) -> None:
         """Once after each push, when it has been quiet for a while: it takes the interpreter some milliseconds."""

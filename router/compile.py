@@ -25,6 +25,7 @@ from router.routing import compile_routing
 from router.senders import compile_senders
 from router.tunnels import compile_tunnels
 from router.wireguard import compile_wireguard, revise_users
+from router.usage import compile_usage, revise_usage
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
 _LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users"})
@@ -41,6 +42,7 @@ _PARTS = (
     compile_nat,
     compile_dhcp,
     compile_dns,
+    compile_usage,
     compile_health,  # the last: its own last part is what `revise_health` makes anew
 )
 
@@ -70,14 +72,18 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         ruleset = revise_acls(ruleset, config, found)
     files: tuple[File, ...] | None = state.files
     checks = state.checks
+    meters = state.meters
     if found := by_collection.get("hosts"):
+        meters = revise_usage(meters, found)
         files = revise_dhcp(state.files, config, found, facts)
         files = files if files is None else revise_dns(files, config, found, facts)
         checks = revise_health(checks, config, facts)
     peers = state.peers
     if found := by_collection.get("vpn_users"):
         peers = revise_users(state, found)
-    return None if files is None else replace(state, files=files, ruleset=ruleset, checks=checks, peers=peers)
+    if files is None:
+        return None
+    return replace(state, files=files, ruleset=ruleset, meters=meters, checks=checks, peers=peers)
 
 
 def _together(parts: list[State]) -> State:
@@ -104,6 +110,7 @@ def _together(parts: list[State]) -> State:
         routes=tuple(r for p in parts for r in p.routes),
         rules=tuple(r for p in parts for r in p.rules),
         ruleset=Ruleset(sets, chains),
+        meters=next((p.meters for p in parts if p.meters.chains), Ruleset()),
         probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),
         checks=tuple(c for p in parts for c in p.checks),
     )

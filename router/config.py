@@ -281,7 +281,9 @@ class Record(Model):
 
 class Config(Model):
     """A router. Every object has an id, unique in its collection. Order means nothing, but for two things: the first
-    public interface is the way out of whoever has no other, and an ACL's items are asked in their order."""
+    public interface is the way out of whoever has no other, and an ACL's items are asked in their order.
+
+    `usage`: count the bytes and packets of each public address, network and guest, and of each flow."""
 
     interfaces: tuple[Interface, ...]
     networks: tuple[Network, ...] = ()
@@ -298,3 +300,4 @@ class Config(Model):
     vpn_users: tuple[VpnUser, ...] = ()
     wireguard_sites: tuple[WireguardSite, ...] = ()
     upstream: tuple[Address, ...] = ()
+    usage: bool = False

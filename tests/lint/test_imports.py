@@ -84,19 +84,8 @@ RULES = (
             f"appliance.{door}"
             for door in (
                 *("host", "nft", "units", "systemd", "probe", "watch", "server"),
-                *(
-                    "netlink",
-                    "wireguard",
-                    "wire",
-                    "rtnl",
-                    "arp",
-                    "ndp",
-                    "conntrack",
-                    "nftelement",
-                    "nftlist",
-                    "nftdata",
-                    "events",
-                ),
+                *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "conntrack"),
+                *("nftelement", "nftlist", "nftdata", "meters", "events"),
                 *("supervisor", "process", "join", "notify", "boot"),
                 *("checkup", "dhcpask", "probe6"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),

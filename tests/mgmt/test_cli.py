@@ -96,6 +96,9 @@ class FakeAppliance:
     def health(self) -> Answer:
         return self._answer("health", None)
 
+    def usage(self) -> Answer:
+        return self._answer("usage", None)
+
     def trace(self, query: Mapping[str, str]) -> Answer:
         return self._answer("trace", dict(query))
 
@@ -328,8 +331,34 @@ def test_the_way_in_is_said_once() -> None:
     assert "--host-key" in run("router", "state", "--address", "192.0.2.1").output
 
 
+def test_usage_names_each_object_with_what_it_received_and_sent(appliance: FakeAppliance) -> None:
+    four = {"received_bytes": 2048, "sent_bytes": 3 << 30, "received_packets": 2, "sent_packets": 1234567}
+    told = {"since": 0.0, "guests": {"vm-7": four}, "networks": {"lan": {**four, "gone_since": 5.0}}}
+    appliance.answers["usage"] = (200, {"usage": told})
+    lines = run("router", "usage").output.splitlines()
+    assert [*lines[2].split(), *lines[3].split()[-1:]] == [
+        *("guests", "vm-7", "2.0", "KiB", "2", "3.0", "GiB", "1,234,567", "gone"),
+    ]
+    appliance.answers["usage"] = (200, {"usage": dict(told)})
+    assert "lan" not in run("router", "usage", "--kind", "guests").output
+    appliance.answers["usage"] = (200, {"usage": {"since": 0.0}})
+    assert '"usage": true' in run("router", "usage").output
+
+
 def test_every_command_documents_its_exit_codes() -> None:
-    for name in ("plan", "push", "confirm", "rollback", "state", "diff", "trace", "generations", "schema", "watch"):
+    for name in (
+        "plan",
+        "push",
+        "confirm",
+        "rollback",
+        "state",
+        "diff",
+        "trace",
+        "usage",
+        "generations",
+        "schema",
+        "watch",
+    ):
         shown = run("router", name, "--help").output
         assert "Exit codes" in shown, name
         assert "6  the router cannot be reached" in shown, name

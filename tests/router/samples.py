@@ -194,4 +194,7 @@ def sound(raw: dict[str, Any]) -> Config:
 
 def without(raw: dict[str, Any], found: list[Problem]) -> dict[str, Any]:
     places = {(p.path.split(".")[1].partition("[")[0], p.path.partition("[")[2].partition("]")[0]) for p in found}
-    return {name: [o for o in objects if (name, o["id"]) not in places] for name, objects in raw.items()}
+    return {
+        name: [o for o in objects if (name, o["id"]) not in places] if isinstance(objects, list) else objects
+        for name, objects in raw.items()
+    }
