@@ -478,9 +478,25 @@ class LinuxHost:
 
     def readings(self, state: State) -> list[Reading]:
         try:
-            return meters.readings(state.meters)
+            return [*meters.readings(state.meters), *self._of_peers(state)]
         except NetlinkError as error:
             raise HostError(f"cannot read the counters: {error}") from None
+
+    def _of_peers(self, state: State) -> list[Reading]:
+        """What WireGuard counted; what the router received, the peer sent."""
+        if not state.peers:
+            return []
+        peers = {(p.link, p.public_key): p for p in state.peers if p.counted}
+        counted = self.wireguard.counters(tuple(dict.fromkeys(p.link for p in state.peers)))
+        indexes = {link: str(self.netlink.index(link)) for link in {link for link, _ in counted}}
+        return [
+            Reading(
+                peer.counted, peer.owner, f"wireguard {link} {key}",
+                (int(found["bytes_out"]), int(found["bytes_in"]), 0, 0), indexes[link],
+            )
+            for (link, key), found in counted.items()
+            if (peer := peers.get((link, key)))
+        ]  # fmt: skip
 
     def counters(self) -> dict[str, dict[str, int]]:
         found = {}

@@ -53,6 +53,10 @@ class Netlink:
                 found.setdefault(link.mac, link)
         return found
 
+    def index(self, link: str) -> int:
+        """The link's number, which no other link of this namespace ever had."""
+        return self._link(f"find {link}", link).index
+
     def observe_links(self, wished: Iterable[Link]) -> tuple[Link, ...]:
         """The links that are wished for and there, as they are; an MTU that nobody wishes is not looked at."""
         there = {link.name: link for link in self._links()}

@@ -154,6 +154,7 @@ class Peer:
 
     Keys in base64, "" for no preshared one. `endpoint` is where to call, "192.0.2.1:51820" or "[2001:db8::1]:51820", ""
     where the peer calls first; where a peer that is there has moved to is no difference. `keepalive` in seconds.
+    `counted`: the kind of usage (appliance/usage.py) that its traffic is.
     """
 
     link: str
@@ -163,6 +164,7 @@ class Peer:
     endpoint: str = ""
     keepalive: int = 0
     owner: str = field(default="", compare=False)
+    counted: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         shown = f"Peer({self.link!r}, {self.public_key!r}, {self.networks!r}, preshared {_hidden(self.preshared_key)}"

@@ -42,7 +42,7 @@ class Reading:
     overtaken its old value before the next reading, its `epoch` must have changed (a process' start, a link's index).
     """
 
-    kind: str  # addresses, networks, guests, vpn_users, balancers
+    kind: str  # addresses, networks, guests, vpn_users, vpn_sites, balancers
     id: str
     source: str
     values: Four

@@ -19,7 +19,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--kind", metavar="KIND", help="Only these: addresses, networks, guests, vpn_users, balancers.")
+@click.option("--kind", metavar="KIND", help="One of addresses, networks, guests, vpn_users, vpn_sites, balancers.")
 @to_appliance
 def usage(appliance: Appliance, as_json: bool, kind: str | None) -> None:
     """Bytes and packets of each public address, network, guest, VPN user and balancer, since they are counted."""

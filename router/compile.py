@@ -24,8 +24,8 @@ from router.routed import compile_routed
 from router.routing import compile_routing
 from router.senders import compile_senders
 from router.tunnels import compile_tunnels
-from router.wireguard import compile_wireguard, revise_users
 from router.usage import compile_usage, revise_usage
+from router.wireguard import compile_wireguard, revise_users
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
 _LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users"})

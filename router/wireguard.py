@@ -75,7 +75,7 @@ def clamped(private_key: str) -> str:
 def _user(user: VpnUser, link: str) -> Peer:
     networks = (f"{a}/{128 if is_v6(a) else 32}" for a in user.addresses)
     secret = user.preshared_key.reveal() if user.preshared_key else ""
-    return Peer(link, user.public_key, tuple(sorted(networks)), secret, owner=user.id)
+    return Peer(link, user.public_key, tuple(sorted(networks)), secret, owner=user.id, counted="vpn_users")
 
 
 def _site(site: WireguardSite, link: str) -> Peer:
@@ -85,7 +85,7 @@ def _site(site: WireguardSite, link: str) -> Peer:
         endpoint = f"[{site.endpoint}]" if is_v6(site.endpoint) else site.endpoint
         endpoint = f"{endpoint}:{site.endpoint_port}"
     networks = tuple(sorted(set(site.networks)))
-    return Peer(link, site.public_key, networks, secret, endpoint, site.keepalive, site.id)
+    return Peer(link, site.public_key, networks, secret, endpoint, site.keepalive, site.id, "vpn_sites")
 
 
 def listening(config: Config) -> Iterator[tuple[Listener, str, int]]:
