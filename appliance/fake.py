@@ -22,6 +22,7 @@ from appliance.state import (
     LinkFact,
     Nat,
     Peer,
+    Pool,
     Route,
     Rule,
     Ruleset,
@@ -192,6 +193,9 @@ class FakeHost:
             self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
         elif isinstance(part, Unit):
             self._tell(step, part)
+        elif isinstance(part, Pool):
+            _need(any(u.console == part.console for u in m.units), f"{step}: no haproxy answers on {part.console}")
+            self.machine = replace(m, pools=_with(m.pools, part, lambda p: p.name, gone))
 
     def _forget(self, link: str) -> None:
         """What goes with a link that is removed."""
@@ -221,7 +225,9 @@ class FakeHost:
         _need(step.verb not in ("reload", "restart", "stop") or unit.name in running, f"{step}: not active")
         _need(step.verb == "stop" or bool(unit.command), f"{step}: no command")
         units = _with(self.machine.units, unit, lambda p: p.name, step.verb == "stop")
-        self.machine = replace(self.machine, units=units)
+        is_gone = step.verb == "stop" and bool(unit.console)
+        pools = tuple(p for p in self.machine.pools if not is_gone or p.console != unit.console)
+        self.machine = replace(self.machine, units=units, pools=pools)
         self.read[unit.name] = self._on_disk(unit)
         self.held.pop(unit.name, None)
 
@@ -253,6 +259,7 @@ class FakeHost:
             peers=tuple(p for p in m.peers if p.link in managed),
             addresses=tuple(a for a in m.addresses if a.link in managed),
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
+            pools=tuple(p for p in m.pools if p.name in {w.name for w in wished.pools}),
             units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),
             probes=wished.probes,
             checks=wished.checks,

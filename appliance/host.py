@@ -8,6 +8,7 @@ units.py; files and sysctls are here.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance import conntrack, meters, nftelement, nftlist, probe
 from appliance.events import Event, Events
-from appliance.machine import CheckError, HostError, Told
+from appliance.machine import CheckError, HaproxyError, HostError, Told
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
@@ -41,6 +42,7 @@ from appliance.state import (
     Link,
     NftSet,
     Peer,
+    Pool,
     Route,
     Rule,
     Ruleset,
@@ -55,6 +57,7 @@ from appliance.usage import Reading
 from appliance.vitals import Trouble, Vitals
 
 if TYPE_CHECKING:
+    from appliance.haproxy import Haproxy
     from appliance.wireguard import WireguardLinks
 
 TABLES = {"ruleset": TABLE.partition(" ")[2], "meters": METERS.partition(" ")[2]}  # by the kind of step
@@ -172,9 +175,13 @@ class LinuxHost:
         """What a unit's own dry check says of copies of its files in `folder`. Raises OSError."""
         copies = {}
         for number, path in enumerate(unit.checks):
-            copy = folder / f"{number}-{Path(path).name}"
+            # Files that lie in a folder of their own may name each other: they lie together here too.
+            is_beside = unit.apart and Path(path).parent == Path(unit.apart)
+            copy = folder / (Path(path).name if is_beside else f"{number}-{Path(path).name}")
             copy.write_text(files[path].content)
             copies["{" + path + "}"] = str(copy)
+        if unit.apart:
+            copies["{" + unit.apart + "}"] = str(folder)
         status, out, err = self.run(tuple(_filled(word, copies) for word in unit.check))
         if status == 0:
             return None
@@ -188,7 +195,7 @@ class LinuxHost:
     def commit(self, step: Step) -> None:
         try:
             self._commit(step)
-        except (NetlinkError, UnitError) as error:
+        except (NetlinkError, UnitError, HaproxyError) as error:
             raise HostError(f"{step}: {error}", getattr(error, "output", "") or str(error)) from None
         except NftError as error:
             raise HostError(f"{step}: {error.words}", error.words, refused=True) from None
@@ -223,6 +230,8 @@ class LinuxHost:
             self._file(part, gone)
         elif isinstance(part, Unit):
             self._unit(step, part)
+        elif isinstance(part, Pool):
+            self._make_pool(part)
         elif isinstance(part, Lost):
             conntrack.end_flows(*part.flows)
 
@@ -265,9 +274,46 @@ class LinuxHost:
             self.runner.stop(unit.name)
             (self._loaded / unit.name).unlink(missing_ok=True)
             return
-        {"start": self.runner.start, "restart": self.runner.restart, "reload": self.runner.reload}[step.verb](unit)
+        {"start": self._start, "restart": self._restart, "reload": self._reload}[step.verb](unit)
         self._loaded.mkdir(parents=True, exist_ok=True)
         (self._loaded / unit.name).write_text(self._content_digest(unit))
+
+    def _start(self, unit: Unit) -> None:
+        self.runner.start(unit)
+        if unit.console:
+            self._balancer(unit.console).wait_ready()
+
+    def _restart(self, unit: Unit) -> None:
+        self.runner.restart(unit)
+        if unit.console:
+            self._balancer(unit.console).wait_ready()
+
+    def _reload(self, unit: Unit) -> None:
+        if unit.console:
+            self._balancer(unit.console).reload(lambda: self.runner.reload(unit))
+        else:
+            self.runner.reload(unit)
+
+    def _balancer(self, console: str) -> Haproxy:
+        from appliance.haproxy import Haproxy  # most routers balance nothing: loaded where one does
+
+        return Haproxy(console)
+
+    def _make_pool(self, part: Pool) -> None:
+        self._balancer(part.console).make(part)
+
+    def _pools(self, wished: tuple[Pool, ...]) -> tuple[Pool, ...]:
+        """The pools as they run; those of a haproxy that does not answer are not there."""
+        if not wished:
+            return ()
+        from appliance.haproxy import as_wished
+
+        found: list[Pool] = []
+        for console in dict.fromkeys(p.console for p in wished):
+            with suppress(HaproxyError):
+                mine = tuple(p for p in wished if p.console == console)
+                found += as_wished(self._balancer(console).tidied(mine), mine)
+        return wished if len(found) == len(wished) and all(map(operator.is_, found, wished)) else tuple(found)
 
     def _content_digest(self, unit: Unit) -> str:
         """A digest of the files that a unit reads, as they are on disk."""
@@ -286,6 +332,7 @@ class LinuxHost:
             return State(
                 files=self._files(wished, others),
                 units=self._units(wished.units),
+                pools=self._pools(wished.pools),
                 sysctls=_sysctls(wished.sysctls),
                 links=self._links(wished, left),
                 wireguards=wireguards,
@@ -438,6 +485,8 @@ class LinuxHost:
                 seen = replace(seen, files=self._touched_files(steps, wished))
             if "unit" in kinds:
                 seen = replace(seen, units=self._units(wished.units))
+            if kinds & {"unit", "pool"}:
+                seen = replace(seen, pools=self._pools(wished.pools))
             for step in steps:
                 if step.kind == "ruleset":
                     seen = replace(seen, ruleset=self._look_at_table(step, wished.ruleset))

@@ -25,6 +25,10 @@ class HostError(Exception):
         super().__init__(message)
 
 
+class HaproxyError(Exception):
+    """What a running haproxy could not be brought to, in its own words (haproxy.py)."""
+
+
 class CheckError(Exception):
     """A daemon's own dry check refused: `problems` are {path, message}, path being the file or "firewall"."""
 

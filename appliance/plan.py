@@ -23,6 +23,7 @@ from appliance.state import (
     Masked,
     Nat,
     Peer,
+    Pool,
     Route,
     Rule,
     Ruleset,
@@ -61,10 +62,11 @@ class Lost:
 
 
 Kind = Literal[
-    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "file", "unit", "flows"
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "file", "unit", "pool",
+    "flows",
 ]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
-Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Lost
+Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Pool | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Step:
         return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
 
 
-P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit)
+P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool)
 
 
 def plan(before: State, after: State) -> tuple[Step, ...]:
@@ -118,6 +120,8 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *meters,
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
+        # One that goes, goes with what its unit reads; what came with that is told again, which changes nothing.
+        *_set("pool", "set", _pairs(before.pools, after.pools, lambda p: p.name)),
         *_gone("peer", peers),
         *_gone("rule", rules),
         *_gone("route", routes),
@@ -393,6 +397,9 @@ def lines(state: State) -> Iterator[str]:
             yield f"file {file.path}: {sha256(file.content.encode()).hexdigest()[:12]} (secret)"
         else:
             yield from (f"file {file.path}: {line}" for line in file.content.splitlines())
+    for pool in state.pools:
+        for one in pool.servers:
+            yield f"server {pool.name}/{one.name} {one.address} port {one.port} weight {one.weight}"
     for unit in state.units:
         yield f"unit {unit.name}: {' '.join(unit.command)}"
 

@@ -101,6 +101,32 @@ class Unit:
     checks: tuple[str, ...] = ()
     directories: tuple[tuple[str, int, str], ...] = ()  # made before start: path, mode, user
     sandbox: Sandbox = Sandbox()
+    console: str = ""  # of a haproxy: its master's socket. It says when a reload is through, and is told of pools
+    apart: str = ""  # the folder of its files. Refused, they and the unit stay as they were, and nothing else waits
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server of a pool; `weight` 0: it gets nothing new. `options` are what it is added with beside these, words of
+    haproxy's `server`; of one that is there only a reload changes them."""
+
+    name: str
+    address: str
+    port: int
+    weight: int = 1
+    options: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The servers that a haproxy has under `name`, by name: told to it by its `console`, without a reload. Its file
+    says the same, for its next start. `cookie_key`: what their cookies are made from, "" for none."""
+
+    console: str
+    name: str
+    servers: tuple[Server, ...]
+    cookie_key: str = field(default="", compare=False)
     owner: str = field(default="", compare=False)
 
 
@@ -401,6 +427,7 @@ class State:
 
     files: tuple[File, ...] = ()
     units: tuple[Unit, ...] = ()
+    pools: tuple[Pool, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     links: tuple[Link, ...] = ()
     wireguards: tuple[Wireguard, ...] = ()

@@ -198,6 +198,20 @@ class Secret(str):
         return core_schema.no_info_after_validator_function(cls, text)
 
 
+class SecretPem(Secret):
+    """A private key in PEM (RFC 7468), one or several blocks, lines ended by a newline. Hidden as any Secret."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(pattern=PEM, min_length=1, max_length=32768)
+        return core_schema.no_info_after_validator_function(cls, text)
+
+
+# Blocks of base64 between their marks; nothing else, so that it may stand in a file of any daemon's.
+PEM = r"^(-----BEGIN [A-Z0-9 ]{1,40}-----\n([A-Za-z0-9+/=]{1,76}\n)+-----END [A-Z0-9 ]{1,40}-----\n?)+$"
+
 # `$` matches before a final newline in Python's re, but pydantic's patterns are Rust's: there `$` is the very end.
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$")]
@@ -208,6 +222,7 @@ Hostname = Annotated[
         max_length=253,
     ),
 ]
+Pem = Annotated[str, StringConstraints(pattern=PEM, max_length=131072)]
 Text = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 !&()*+,./:;<=>?@^_|~-]*$", max_length=255)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Mtu = Annotated[int, Field(ge=576, le=65535)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from appliance.state import Facts, Problem, Touched
+from router.checks_balancer import balancer_problems, port_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
 from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
 from router.claims import (
@@ -39,10 +40,10 @@ from router.topology import (
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
-_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts", "vpn_users"})
+_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts", "vpn_users", "balancers", "certificates"})
 _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
-    "hosts", "records", "wireguard", "vpn_users", "wireguard_sites",
+    "hosts", "records", "wireguard", "vpn_users", "wireguard_sites", "balancers", "certificates", "stats_pages",
 )  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
     yield from routed_twice(config)
     yield from wireguard_problems(config, ground)
     yield from forward_clashes(config.forwards, config)
+    yield from balancer_problems(config, ground)
 
 
 def _identities(config: Config) -> Iterator[Problem]:
@@ -122,6 +124,7 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
         *(p for acl in after if isinstance(acl, Acl) for p in acl_problems(acl)),
         *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
         *_revised_users(config, [u for u in after if isinstance(u, VpnUser)]),
+        *_revised_balancers(config, touched, ground),
     ]
 
 
@@ -144,6 +147,14 @@ def _revised_users(config: Config, users: list[VpnUser]) -> Iterator[Problem]:
         yield from user_problems(user, listeners)
     if users:
         yield from user_twins(config, users)
+
+
+def _revised_balancers(config: Config, touched: Sequence[Touched], ground: Ground) -> Iterator[Problem]:
+    """Few, and what they say is soon said: all of them, where one was touched or a forward may take their port."""
+    if any(t.collection in ("balancers", "certificates") for t in touched):
+        yield from balancer_problems(config, ground)
+    else:
+        yield from port_problems(config, [t.after for t in touched if isinstance(t.after, Forward)])
 
 
 def _revised_hosts(config: Config, hosts: list[Host], ground: Ground) -> Iterator[Problem]:

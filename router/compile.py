@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
 from router.acl import compile_acl, revise_acls
+from router.balancer import compile_balancer, revise_balancer
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
@@ -28,7 +29,9 @@ from router.usage import compile_usage, revise_usage
 from router.wireguard import compile_wireguard, revise_users
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
-_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users"})
+_LOCAL = frozenset(
+    {"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users", "balancers", "certificates"}
+)
 _PARTS = (
     compile_links,
     compile_routing,
@@ -43,6 +46,7 @@ _PARTS = (
     compile_dhcp,
     compile_dns,
     compile_usage,
+    compile_balancer,
     compile_health,  # the last: its own last part is what `revise_health` makes anew
 )
 
@@ -83,7 +87,10 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         peers = revise_users(state, found)
     if files is None:
         return None
-    return replace(state, files=files, ruleset=ruleset, meters=meters, checks=checks, peers=peers)
+    state = replace(state, files=files, ruleset=ruleset, meters=meters, checks=checks, peers=peers)
+    if found := [*by_collection.get("balancers", ()), *by_collection.get("certificates", ())]:
+        return revise_balancer(state, config, found, facts)
+    return state
 
 
 def _together(parts: list[State]) -> State:
@@ -102,6 +109,7 @@ def _together(parts: list[State]) -> State:
     return State(
         files=tuple(f for p in parts for f in p.files),
         units=tuple(u for p in parts for u in p.units),
+        pools=tuple(x for p in parts for x in p.pools),
         sysctls=tuple(s for p in parts for s in p.sysctls),
         links=tuple(x for p in parts for x in p.links),
         wireguards=tuple(x for p in parts for x in p.wireguards),

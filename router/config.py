@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
+from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_wireguard import VpnUser, Wireguard, WireguardSite
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
@@ -299,5 +300,8 @@ class Config(Model):
     wireguard: tuple[Wireguard, ...] = ()
     vpn_users: tuple[VpnUser, ...] = ()
     wireguard_sites: tuple[WireguardSite, ...] = ()
+    balancers: tuple[Balancer, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    stats_pages: tuple[StatsPage, ...] = ()
     upstream: tuple[Address, ...] = ()
     usage: bool = False

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from appliance.state import Facts
+from router.balancer import balancer_doors
 from router.config import Config
 from router.door import Door as Door
 from router.tunnels import tunnel_doors
 from router.wireguard import wireguard_doors
 
 Feature = Callable[[Config, Facts], Iterator[Door]]
-FEATURES: tuple[Feature, ...] = (tunnel_doors, wireguard_doors)
+FEATURES: tuple[Feature, ...] = (tunnel_doors, wireguard_doors, balancer_doors)
 
 
 def doors(config: Config, facts: Facts) -> tuple[Door, ...]:

@@ -83,7 +83,7 @@ RULES = (
         apart_from=tuple(
             f"appliance.{door}"
             for door in (
-                *("host", "nft", "units", "systemd", "probe", "watch", "server"),
+                *("host", "nft", "haproxy", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "conntrack"),
                 *("nftelement", "nftlist", "nftdata", "meters", "events"),
                 *("supervisor", "process", "join", "notify", "boot"),
