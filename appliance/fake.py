@@ -15,6 +15,7 @@ from appliance.machine import CheckError, HostError, Told
 from appliance.plan import Flows, Lost, Step, peer_key
 from appliance.state import (
     Address,
+    Advert,
     Check,
     Facts,
     File,
@@ -196,6 +197,8 @@ class FakeHost:
         elif isinstance(part, Pool):
             _need(any(u.console == part.console for u in m.units), f"{step}: no haproxy answers on {part.console}")
             self.machine = replace(m, pools=_with(m.pools, part, lambda p: p.name, gone))
+        elif isinstance(part, Advert):
+            self.machine = replace(m, adverts=_with(m.adverts, part, lambda p: p, gone))
 
     def _forget(self, link: str) -> None:
         """What goes with a link that is removed."""

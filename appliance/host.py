@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance import conntrack, meters, nftelement, nftlist, probe
+from appliance.adverts import Adverts
 from appliance.events import Event, Events
 from appliance.machine import CheckError, HaproxyError, HostError, Told
 from appliance.metrics import Metrics
@@ -35,6 +36,7 @@ from appliance.ruleset import METERS, TABLE, UNKNOWN, observed, rule_digest
 from appliance.settings import Settings
 from appliance.state import (
     Address,
+    Advert,
     Chain,
     Check,
     Facts,
@@ -81,6 +83,7 @@ class LinuxHost:
         self._ears: Events | None = None
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
+        self._adverts = Adverts(settings.run_dir)
         self._loaded = Path(settings.run_dir) / "loaded"
         self._pulse = Pulse(self.monotonic)
         self._vitals = Vitals(settings, metrics)
@@ -232,6 +235,8 @@ class LinuxHost:
             self._unit(step, part)
         elif isinstance(part, Pool):
             self._make_pool(part)
+        elif isinstance(part, Advert):
+            (self._adverts.take_back if gone else self._adverts.tell)(part)
         elif isinstance(part, Lost):
             conntrack.end_flows(*part.flows)
 
@@ -342,6 +347,7 @@ class LinuxHost:
                 rules=self.netlink.observe_rules(wished.rules),
                 ruleset=self._table(wished.ruleset, TABLES["ruleset"]),
                 meters=self._table(wished.meters, TABLES["meters"]),
+                adverts=self._adverts.told(wished.adverts),
                 probes=wished.probes,
                 checks=wished.checks,
             )
@@ -481,6 +487,8 @@ class LinuxHost:
                 seen = replace(seen, routes=self.netlink.observe_routes(wished.routes))
             if "rule" in kinds:
                 seen = replace(seen, rules=self.netlink.observe_rules(wished.rules))
+            if "advert" in kinds:
+                seen = replace(seen, adverts=self._adverts.told(wished.adverts))
             if "file" in kinds:
                 seen = replace(seen, files=self._touched_files(steps, wished))
             if "unit" in kinds:

@@ -1,8 +1,8 @@
 """plan(before, after): the ordered Steps that turn one State into another. Pure.
 
 The order is the transaction's (docs/design.md 5): add before delete, the packet filter in one step, files before the
-units that read them, removals last. Parts that are the same object are skipped by identity, so that a change costs what
-it changes.
+units that read them, removals last, of those the guests' advertisements first. Parts that are the same object are
+skipped by identity, so that a change costs what it changes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from appliance import ruleset as nftext
 from appliance.difference import difference
 from appliance.state import (
     Address,
+    Advert,
     File,
     FilterRule,
     Link,
@@ -63,10 +64,10 @@ class Lost:
 
 Kind = Literal[
     "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "file", "unit", "pool",
-    "flows",
+    "advert", "flows",
 ]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
-Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Pool | Lost
+Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Pool | Advert | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Step:
         return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
 
 
-P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool)
+P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool, Advert)
 
 
 def plan(before: State, after: State) -> tuple[Step, ...]:
@@ -106,6 +107,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     routes = _pairs(before.routes, after.routes, route_key)
     rules = _pairs(before.rules, after.rules, rule_key)
     files = _pairs(before.files, after.files, lambda p: p.path)
+    adverts = _pairs(before.adverts, after.adverts, advert_key)
     ruleset = tuple(_ruleset(before.ruleset, after.ruleset))
     meters = _meters(before.meters, after.meters)
     return (
@@ -122,6 +124,8 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_units(before.units, after.units, {name for name, _, _ in files}),
         # One that goes, goes with what its unit reads; what came with that is told again, which changes nothing.
         *_set("pool", "set", _pairs(before.pools, after.pools, lambda p: p.name)),
+        *_set("advert", "add", adverts),
+        *_gone("advert", adverts),
         *_gone("peer", peers),
         *_gone("rule", rules),
         *_gone("route", routes),
@@ -148,6 +152,10 @@ def rule_key(rule: Rule) -> str:
     selector += f"from {rule.source} " if rule.source else ""
     suppress = f" suppress {rule.suppress}" if rule.suppress >= 0 else ""
     return f"{rule.priority}: {selector}table {rule.table}{suppress} ipv{rule.family}"
+
+
+def advert_key(advert: Advert) -> str:
+    return f"{advert.kind} {advert.value} on {advert.link}".replace("  ", " ")
 
 
 Pairs = list[tuple[str, P | None, P | None]]
@@ -392,6 +400,7 @@ def lines(state: State) -> Iterator[str]:
     for chain in (*state.ruleset.chains, *state.meters.chains):
         yield f"nft chain {chain.name}"
         yield from (f"nft rule {chain.name} {nftext.rule_text(rule)}" for rule in chain.rules)
+    yield from (f"advert {advert_key(advert)}" for advert in state.adverts)
     for file in state.files:
         if file.secret:
             yield f"file {file.path}: {sha256(file.content.encode()).hexdigest()[:12]} (secret)"

@@ -249,6 +249,23 @@ class Rule:
     owner: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """What a daemon's router advertisements tell on a link, and what must be taken back there when it is no more.
+
+    The `router` as a way out, a `prefix` in which guests choose addresses, one that is `onlink`, a name `server`, a
+    search `domain`. `lifetime_s` and `managed` are the head of the same advertisements: for how long the router is a
+    way out (0: it is none), and whether addresses come by DHCPv6.
+    """
+
+    link: str
+    kind: Literal["router", "prefix", "onlink", "server", "domain"]
+    value: str = ""
+    lifetime_s: int = field(default=0, compare=False)
+    managed: bool = field(default=False, compare=False)
+    owner: str = field(default="", compare=False)
+
+
 # --- the packet filter -----------------------------------------------------------------------------------------------
 
 # The fields of a packet that our rules may look at: exactly nft(8)'s words. trace.py knows each of them.
@@ -437,6 +454,7 @@ class State:
     rules: tuple[Rule, ...] = ()
     ruleset: Ruleset = field(default_factory=Ruleset)  # table inet narthex
     meters: Ruleset = field(default_factory=Ruleset)  # table inet narthex_usage: see appliance/usage.py
+    adverts: tuple[Advert, ...] = ()
     probes: tuple[str, ...] = ()  # addresses to try (gateways) as evidence for confirm
     checks: tuple[Check, ...] = ()  # beside what any State has to be well: its units, its files' certificates
 

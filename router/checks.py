@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from appliance.state import Facts, Problem, Touched
+from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
 from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
@@ -27,7 +28,7 @@ from router.claims import (
     ingress_problems,
     static_nat_problems,
 )
-from router.config import Acl, Config, Firewall, Forward, Host
+from router.config import Acl, Config, EgressRule, Firewall, Forward, Host, IngressRule
 from router.config_wireguard import VpnUser
 from router.residents import host_problems, record_problems, twin_problems
 from router.topology import (
@@ -40,7 +41,9 @@ from router.topology import (
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
-_LOCAL = frozenset({"forwards", "firewall", "acls", "hosts", "vpn_users", "balancers", "certificates"})
+_LOCAL = frozenset(
+    {"forwards", "firewall", "egress", "ingress", "acls", "hosts", "vpn_users", "balancers", "certificates"}
+)
 _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
     "hosts", "records", "wireguard", "vpn_users", "wireguard_sites", "balancers", "certificates", "stats_pages",
@@ -59,6 +62,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from _plugged(config, facts)
     ground = survey(config)
     yield from network_problems(config, ground)
+    yield from advertise_problems(config)
     yield from route_problems(config)
     static = {n.address: n for n in config.static_nats}
     for forward in config.forwards:
@@ -121,6 +125,8 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
     return [
         *_revised_forwards(config, [f for f in after if isinstance(f, Forward)], ground),
         *(p for rule in after if isinstance(rule, Firewall) for p in firewall_problems(rule, ground)),
+        *(p for rule in after if isinstance(rule, EgressRule) for p in egress_problems(rule, ground)),
+        *(p for rule in after if isinstance(rule, IngressRule) for p in ingress_problems(rule, ground)),
         *(p for acl in after if isinstance(acl, Acl) for p in acl_problems(acl)),
         *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
         *_revised_users(config, [u for u in after if isinstance(u, VpnUser)]),

@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
 from router.acl import compile_acl, revise_acls
+from router.advertise import compile_advertise, revise_advertise
 from router.balancer import compile_balancer, revise_balancer
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
@@ -21,7 +22,7 @@ from router.firewall import compile_firewall, revise_firewall
 from router.health import compile_health, revise_health
 from router.links import compile_links
 from router.nat import compile_nat, revise_forwards, revise_static_nats
-from router.routed import compile_routed
+from router.routed import compile_routed, revise_ingress
 from router.routing import compile_routing
 from router.senders import compile_senders
 from router.tunnels import compile_tunnels
@@ -30,7 +31,18 @@ from router.wireguard import compile_wireguard, revise_users
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
 _LOCAL = frozenset(
-    {"forwards", "static_nats", "firewall", "egress", "acls", "hosts", "vpn_users", "balancers", "certificates"}
+    {
+        "forwards",
+        "static_nats",
+        "firewall",
+        "egress",
+        "ingress",
+        "acls",
+        "hosts",
+        "vpn_users",
+        "balancers",
+        "certificates",
+    }
 )
 _PARTS = (
     compile_links,
@@ -44,6 +56,7 @@ _PARTS = (
     compile_wireguard,
     compile_nat,
     compile_dhcp,
+    compile_advertise,
     compile_dns,
     compile_usage,
     compile_balancer,
@@ -72,6 +85,8 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         ruleset = revise_firewall(ruleset, config, found)
     if found := by_collection.get("egress"):
         ruleset = revise_egress(ruleset, config, found)
+    if found := by_collection.get("ingress"):
+        ruleset = revise_ingress(ruleset, config, found)
     if found := by_collection.get("acls"):
         ruleset = revise_acls(ruleset, config, found)
     files: tuple[File, ...] | None = state.files
@@ -80,6 +95,7 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
     if found := by_collection.get("hosts"):
         meters = revise_usage(meters, found)
         files = revise_dhcp(state.files, config, found, facts)
+        files = files if files is None else revise_advertise(files, config, found, facts)
         files = files if files is None else revise_dns(files, config, found, facts)
         checks = revise_health(checks, config, facts)
     peers = state.peers
@@ -119,6 +135,7 @@ def _together(parts: list[State]) -> State:
         rules=tuple(r for p in parts for r in p.rules),
         ruleset=Ruleset(sets, chains),
         meters=next((p.meters for p in parts if p.meters.chains), Ruleset()),
+        adverts=tuple(a for p in parts for a in p.adverts),
         probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),
         checks=tuple(c for p in parts for c in p.checks),
     )

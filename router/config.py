@@ -115,12 +115,20 @@ class Dhcp(Model):
 
 class Advertise(Model):
     """How guests of a network get their IPv6 addresses: by router advertisements (RFC 4861) that let them choose
-    (slaac), by DHCPv6 for the hosts that have an `address6` (stateful), or not from us (off). `dns` None: the router.
+    (slaac), by DHCPv6 for the hosts that have an `address6` (stateful), or not from us (off). `default` False: the
+    router is no way out of here. `dns` None: the router; `search` empty: the network's domain.
     """
 
     addresses: Literal["slaac", "stateful", "off"] = "slaac"
+    default: bool = True
     dns: Servers | None = None
     search: tuple[Hostname, ...] = ()
+
+    @model_validator(mode="after")
+    def short(self) -> Advertise:
+        if sum(len(name) + 2 for name in self.search) > 255:
+            raise ValueError("the search list is longer than 255 bytes, which not every guest takes; shorten it")
+        return self
 
 
 class Network(Model):

@@ -37,7 +37,7 @@ from itertools import groupby
 from netaddr import IPNetwork
 
 from appliance.state import Facts, File, Sandbox, State, Touched, Unit
-from appliance.values import bounds
+from appliance.values import bounds, is_v6
 from router.config import Config, Host, Network
 from router.layout import fill
 from router.listing import Line, listing, relist
@@ -222,7 +222,7 @@ def _servers(place: Place, config: Config) -> tuple[str, ...]:
     network = place.network
     if network.dhcp.dns is not None:
         return network.dhcp.dns
-    return (place.router,) if network.dns else network.upstream or config.upstream
+    return (place.router,) if network.dns else tuple(s for s in network.upstream or config.upstream if not is_v6(s))
 
 
 def _way_out(

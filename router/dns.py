@@ -1,4 +1,4 @@
-"""DNS: one dnsmasq for each network, bound to the router's address in it, that knows this network's names alone.
+"""DNS: one dnsmasq for each network, bound to the router's addresses in it, that knows this network's names alone.
 
 A process of its own is what keeps two networks apart that use the same names, and gives each its own upstream servers:
 a guest can't get an answer that isn't its network's, for the process it asks doesn't have one. (It is bound to an
@@ -14,7 +14,7 @@ another process (dhcp.py).
 On SIGHUP dnsmasq reads again between two queries (dnsmasq(8), NOTES); what comes meanwhile waits in its socket.
 
 A name without a dot (or a service's, _sip._tcp) has two forms, in the network's domain and bare; both are answered.
-The domain and the network's reverse zone are ours alone: what is not in them is answered with NXDOMAIN and asked of
+The domain and the network's reverse zones are ours alone: what is not in them is answered with NXDOMAIN and asked of
 nobody. Without upstream servers everything else is REFUSED, so that a guest's resolver goes on to its next server.
 """
 
@@ -58,8 +58,15 @@ def revise_dns(
 
 def _lines(served: dict[str, Place], host: object | None) -> list[Line]:
     if isinstance(host, Host) and (place := served.get(host.network)):
-        return [(_path(place, "hosts"), _line(host.address, (host.name,), place.network.domain))]
+        return [(_path(place, "hosts"), line) for line in _names(place, host)]
     return []
+
+
+def _names(place: Place, host: Host) -> Iterator[str]:
+    """A host's lines: one for each of its addresses."""
+    yield _line(host.address, (host.name,), place.network.domain)
+    if host.address6:
+        yield _line(host.address6, (host.name,), place.network.domain)
 
 
 def _unit(place: Place) -> Unit:
@@ -86,14 +93,16 @@ def _files(place: Place, hosts: list[Host], config: Config, facts: Facts) -> Ite
     conf = fill(
         "dns.conf",
         network=network.id,
-        router=place.router,
+        addresses=[a for a in (place.router, place.router6) if a],
         domain=network.domain,
-        reverse=network.cidr,
+        reverses=[c for c in (network.cidr, network.cidr6) if c],
         extra=[line for r in records for line in _extra(r, network.domain)],
         **{kind: _path(place, kind) for kind in ("hosts", "records", "servers")},
     )
-    own = _line(place.router, (facts.name, DATA_SERVER), network.domain)
-    lines = (own, *(_line(h.address, (h.name,), network.domain) for h in hosts))
+    lines = [_line(place.router, (facts.name, DATA_SERVER), network.domain)]
+    if place.router6:
+        lines.append(_line(place.router6, (facts.name,), network.domain))
+    lines += [line for host in hosts for line in _names(place, host)]
     yield File(_path(place, "conf"), conf, owner=network.id)
     yield File(_path(place, "hosts"), listing(lines), owner=network.id)
     yield File(_path(place, "records"), listing(_addresses(records, network.domain)), owner=network.id)

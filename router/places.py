@@ -16,12 +16,14 @@ from router.links import link_name
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A network, its interface, the name of the interface's link, and the router's address in the network."""
+    """A network, its interface, the name of the interface's link, and the router's address in the network: in IPv4,
+    and in IPv6 ("" where the network has none)."""
 
     network: Network
     interface: Interface
     link: str
     router: str
+    router6: str = ""
 
 
 def places(config: Config, facts: Facts) -> tuple[Place, ...]:
@@ -35,7 +37,13 @@ def places(config: Config, facts: Facts) -> tuple[Place, ...]:
 
 
 def _place(network: Network, interface: Interface, facts: Facts) -> Place:
-    for cidr in interface.addresses:
-        if subnet(cidr) == network.cidr:
-            return Place(network, interface, link_name(interface, facts), cidr.partition("/")[0])
-    raise LookupError(f"interface {interface.id} has no address in {network.cidr}, network {network.id}")
+    router = _address_in(network.cidr, interface)
+    if not router:
+        raise LookupError(f"interface {interface.id} has no address in {network.cidr}, network {network.id}")
+    router6 = _address_in(network.cidr6, interface) if network.cidr6 else ""
+    return Place(network, interface, link_name(interface, facts), router, router6)
+
+
+def _address_in(net: str, interface: Interface) -> str:
+    """The interface's first address in a subnet, "" where it has none."""
+    return next((cidr.partition("/")[0] for cidr in interface.addresses if subnet(cidr) == net), "")

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Verdict, VerdictMap
+from appliance.state import Chain, Facts, FilterRule, Match, NftSet, Ruleset, State, Touched, Verdict, VerdictMap
 from router.config import Config, IngressRule, Network
-from router.gate import Screen, exact_ports, filled, open_to, terms_of
+from router.gate import Screen, amended, exact_ports, filled, open_to, owner_of, rewritten, terms_of
 from router.links import link_name
 
 ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
@@ -29,12 +29,11 @@ def compile_routed(config: Config, facts: Facts) -> State:
     sets: dict[str, NftSet] = {}
     chains: list[Chain] = []
     for network in networks:
-        rules = sorted((r for r in config.ingress if r.network == network.id), key=lambda r: r.id)
-        ports, screens = _exact(network, rules)
-        wide = [r for r in rules if exact_ports(r) is None]
-        chains += [_chain(network, links[network.interface], ports, wide), *(s.chain for s in screens)]
-        lists = [s for found in screens for s in found.sets]
-        lists += [s for r in wide for terms in terms_of(r, _families(network)) for s in terms.sets]
+        groups, verdicts, wide = _asked(network, config.ingress)
+        screens = [v for v in verdicts.values() if isinstance(v, Screen)]
+        chains += [_chain(network, links[network.interface], bool(verdicts), wide), *(s.chain for s in screens)]
+        lists = (*(s for found in screens for s in found.sets), *_lists(network, wide))
+        ports = filled(_ports_of(network), verdicts, groups)
         sets.update((s.name, s) for s in (*lists, ports) if s.elements)
     v4, v6 = {n.cidr: n for n in networks if n.routed}, {n.cidr6: n for n in networks if n.cidr6}
     for name, key, found in (("m_routed", "ipv4_addr", v4), ("m_routed6", "ipv6_addr", v6)):
@@ -42,6 +41,26 @@ def compile_routed(config: Config, facts: Facts) -> State:
         if found:
             sets[name] = NftSet(name, key, "verdict", True, leads, {cidr: n.id for cidr, n in found.items()})
     return State(ruleset=Ruleset(sets, tuple(chains)))
+
+
+def revise_ingress(ruleset: Ruleset, config: Config, touched: Sequence[Touched]) -> Ruleset:
+    """`ruleset` after these rules changed: the maps and chains of their networks, and nobody else's."""
+    rules = [o for t in touched for o in (t.before, t.after) if isinstance(o, IngressRule)]
+    found = ruleset
+    for network in reached(config):
+        if network.id not in {r.network for r in rules}:
+            continue
+        groups, verdicts, wide = _asked(network, config.ingress)
+        name = f"m_{_name(network)}"
+        old = ruleset.sets.get(name, _ports_of(network))
+        edits: dict[str, tuple[str | Screen, str] | None] = dict.fromkeys(old.elements)
+        edits.update((key, (v, owner_of([r.id for r in groups[key]]))) for key, v in verdicts.items())
+        found = amended(found, {name: edits}, {name: _ports_of(network)})
+        before = next(c for c in found.chains if c.name == _name(network))
+        after = Chain(before.name, (before.rules[0], *_rules(network, bool(verdicts), wide)))
+        if after != before:
+            found = rewritten(found, [Screen(after, _lists(network, wide))])
+    return found
 
 
 def inwards(config: Config) -> tuple[FilterRule, ...]:
@@ -69,29 +88,44 @@ def _name(network: Network) -> str:
     return f"routed_{network.id}"
 
 
-def _exact(network: Network, rules: Iterable[IngressRule]) -> tuple[NftSet, list[Screen]]:
-    """The map of the rules that are elements, and the chains it leads to."""
-    groups: dict[str, list[IngressRule]] = {}
+def _ports_of(network: Network) -> NftSet:
+    """The map of the rules that are elements, empty: it is there only while there are any."""
+    return NftSet(f"m_{_name(network)}", "inet_proto . inet_service", "verdict")
+
+
+_Groups = dict[str, list[IngressRule]]
+
+
+def _asked(
+    network: Network, every: Iterable[IngressRule]
+) -> tuple[_Groups, dict[str, str | Screen], list[IngressRule]]:
+    """A network's rules: those of each element, what each element leads to, and those that are none."""
+    rules = sorted((r for r in every if r.network == network.id), key=lambda r: r.id)
+    groups: _Groups = {}
     for rule in rules:
         for port in exact_ports(rule) or ():
             groups.setdefault(f"{rule.protocol} . {port}", []).append(rule)
     found = {key: open_to(group, "accept", "enter", "may come in", _families(network)) for key, group in groups.items()}
-    empty = NftSet(f"m_{_name(network)}", "inet_proto . inet_service", "verdict")
-    return filled(empty, found, groups), [v for v in found.values() if isinstance(v, Screen)]
+    return groups, found, [r for r in rules if exact_ports(r) is None]
 
 
-def _chain(network: Network, link: str, ports: NftSet, wide: Sequence[IngressRule]) -> Chain:
-    return Chain(_name(network), tuple(_rules(network, link, ports, wide)))
+def _lists(network: Network, wide: Iterable[IngressRule]) -> tuple[NftSet, ...]:
+    return tuple(s for r in wide for terms in terms_of(r, _families(network)) for s in terms.sets)
 
 
-def _rules(network: Network, link: str, ports: NftSet, wide: Sequence[IngressRule]) -> Iterator[FilterRule]:
+def _chain(network: Network, link: str, has_ports: bool, wide: Sequence[IngressRule]) -> Chain:
     elsewhere = Match(("oifname",), (link,), negate=True)
-    yield FilterRule((elsewhere,), RETURN, "a static route leads elsewhere", network.id)
+    first = FilterRule((elsewhere,), RETURN, "a static route leads elsewhere", network.id)
+    return Chain(_name(network), (first, *_rules(network, has_ports, wide)))
+
+
+def _rules(network: Network, has_ports: bool, wide: Sequence[IngressRule]) -> Iterator[FilterRule]:
     if network.acl:
         yield FilterRule((), ACCEPT, "its ACL has judged", network.id)
         return
-    if ports.elements:
-        yield FilterRule((), VerdictMap(("meta l4proto", "th dport"), ports.name), "what may come in", network.id)
+    if has_ports:
+        by_port = VerdictMap(("meta l4proto", "th dport"), _ports_of(network).name)
+        yield FilterRule((), by_port, "what may come in", network.id)
     for rule in wide:
         for terms in terms_of(rule, _families(network)):
             yield FilterRule(terms.matches, ACCEPT, "may come in", rule.id)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from appliance.state import Problem
 from appliance.values import bounds, is_v6, number, subnet
 from router.checks_dhcp import option_problems
-from router.config import Advertise, Config, Interface, Network
+from router.config import Config, Interface, Network
 from router.links import own_addresses
 from router.routing import Subnet, subnets, towards
+
+LEAST_MTU6 = 1280  # below it the kernel takes IPv6 away from a link
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,9 @@ def _interface(interface: Interface, path: str) -> Iterator[Problem]:
     for cidr in interface.addresses:
         if why := not_a_host(cidr):
             yield Problem(f"{path}.addresses", f"{cidr} {why}; give the interface an address of its own")
+    if interface.mtu < LEAST_MTU6 and own_addresses(interface, v6=True):
+        told = f"a link of IPv6 carries packets of {LEAST_MTU6} bytes (RFC 8200, 5), and this one {interface.mtu}"
+        yield Problem(f"{path}.mtu", f"{told}; correct it, or remove the IPv6 addresses")
     if interface.use in ("public", "control") and not own_addresses(interface):
         yield Problem(f"{path}.addresses", f"a {interface.use} interface needs an IPv4 address; add one")
     yield from _gateway(interface, f"{path}.gateway")
@@ -293,7 +298,6 @@ def network_problems(config: Config, ground: Ground) -> Iterator[Problem]:
         if network.source_nat is not None:
             yield from _source_nat(network.source_nat, network, ground, f"{path}.source_nat")
         yield from _dhcp(network, ground, f"{path}.dhcp")
-        yield from _v6(network, interfaces, path)
     for name, order in (("cidr", ground.order), ("cidr6", _in_order(ground.lots6))):
         for before, after in zip(order, order[1:], strict=False):
             if after.first <= before.last:
@@ -309,29 +313,6 @@ def _source_nat(address: str, network: Network, ground: Ground, path: str) -> It
         yield untranslated(path, address)
     else:
         yield from ground.not_public(path, address)
-
-
-def _v6(network: Network, interfaces: Mapping[str, Interface], path: str) -> Iterator[Problem]:
-    """A network's prefix, and how guests get their addresses in it."""
-    advertise, cidr, interface = network.advertise, network.cidr6, interfaces.get(network.interface)
-    if cidr is None:
-        if advertise != Advertise():
-            yield Problem(f"{path}.advertise", "the network has no IPv6 prefix to tell of; add cidr6, or remove this")
-        return
-    if not is_v6(cidr):
-        yield Problem(f"{path}.cidr6", f"{cidr} is IPv4; write it as cidr, and here the IPv6 prefix")
-        return
-    if interface and cidr not in (found := [subnet(a) for a in interface.addresses if is_v6(a)]):
-        told = f"{cidr} is no subnet of interface {interface.id}; those of IPv6 are: {listed(found) or 'none'}"
-        yield Problem(f"{path}.cidr6", f"{told}; add the router's address there, or correct the cidr6")
-    length = int(cidr.partition("/")[2])
-    if advertise.addresses == "slaac" and length != 64:
-        told = f"guests choose addresses in a /64 alone (RFC 4862), and this is a /{length}"
-        yield Problem(f"{path}.cidr6", f"{told}; take a /64, or say stateful or off in advertise.addresses")
-    elif advertise.addresses == "stateful" and length < 64:
-        told = f"a link has 64 bits of hosts at most (RFC 4291, 2.5.4), and this is a /{length}"
-        yield Problem(f"{path}.cidr6", f"{told}; take a /64")
-    yield from only(f"{path}.advertise.dns", advertise.dns or (), v6=True)
 
 
 def _place(network: Network, interfaces: Mapping[str, Interface], path: str) -> Iterator[Problem]:

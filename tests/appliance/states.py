@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from appliance.state import (
     Address,
+    Advert,
     Chain,
     File,
     FilterRule,
@@ -157,6 +158,10 @@ def states(draw: st.DrawFn) -> State:
                 if names
                 else ()
             )
+        ),
+        adverts=tuple(
+            Advert(draw(of("eth0", "eth1")), "prefix", prefix)
+            for prefix in draw(st.lists(of("2001:db8:1::/64", "2001:db8:2::/64"), unique=True))
         ),
         rules=tuple(Rule(p, 1000, mark=p, mask=0xFF) for p in draw(st.lists(st.sampled_from((110, 111)), unique=True))),
         ruleset=draw(rulesets()),

@@ -87,6 +87,8 @@ def test_order(before: State, after: State) -> None:
         ("apply ruleset",),
         ("write file",),
         ("stop unit", "start unit", "restart unit", "reload unit"),
+        ("add advert",),
+        ("remove advert",),
         ("remove rule",),
         ("remove route",),
         ("remove address",),

@@ -84,7 +84,7 @@ RULES = (
             f"appliance.{door}"
             for door in (
                 *("host", "nft", "haproxy", "units", "systemd", "probe", "watch", "server"),
-                *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "conntrack"),
+                *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "adverts", "conntrack"),
                 *("nftelement", "nftlist", "nftdata", "meters", "events"),
                 *("supervisor", "process", "join", "notify", "boot"),
                 *("checkup", "dhcpask", "probe6"),

@@ -59,6 +59,7 @@ class DualStage(Stage):
             lines = [f"address add {a} dev {link} nodad" for link, found in addresses.items() for a in found]
             lines += [f"route add via {via} {to}" for to, via in routes.items()]
             machine.run(("ip", "-6", "-batch", "-"), stdin="\n".join(lines))
+        self.run("sysctl -eqw net.ipv6.icmp.ratelimit=0")
         return self
 
 

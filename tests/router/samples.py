@@ -17,6 +17,7 @@ from router.config import Config
 PUBLIC = ("203.0.113.10", "203.0.113.11", "198.51.100.10")
 GUESTS = ("10.1.1.10", "10.1.1.11", "10.1.2.10")
 CIDRS = ("0.0.0.0/0", "192.0.2.0/24", "192.0.2.0/25", "192.0.2.128/25", "192.0.2.7/32", "10.1.0.0/16")
+CIDRS6 = ("::/0", "2001:db8:77::/48", "2001:db8:77::7/128", "2001:db8:1::/64")
 MANY = tuple(f"192.0.{i}.0/24" for i in range(0, 12, 2))
 LONG = tuple(f"192.0.{i}.0/24" for i in range(0, 40, 2))  # more than gate.FLAT_CIDRS
 INTERFACES: tuple[dict[str, Any], ...] = (
@@ -43,6 +44,18 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"id": "web", "interface": "web", "cidr": "10.1.1.0/24", "source_nat": "203.0.113.10", "domain": "web.test"},
     {"id": "db.1", "interface": "db", "cidr": "10.1.2.0/24", "egress": {"default": "deny"}},
 )
+
+
+PUBLIC6 = "2001:db8::10"
+V6_OF = {"isp-a": (f"{PUBLIC6}/64",), "web": ("2001:db8:1::1/64",), "lan": ("fd00:16::2/64",)}
+# The same in both families: what is in it takes the place of its like above.
+V6: dict[str, Any] = {
+    "interfaces": [{**i, "addresses": [*i["addresses"], *V6_OF.get(i["id"], ())]} for i in INTERFACES],
+    "networks": [
+        {**NETWORKS[0], "cidr6": "2001:db8:1::/64", "advertise": {"addresses": "stateful"}},
+        {**NETWORKS[1], "routed": True},
+    ],
+}
 
 
 def document(**collections: Any) -> dict[str, Any]:
@@ -88,6 +101,7 @@ _sources: st.SearchStrategy[list[str]] = st.one_of(
     st.just(list(MANY)),
     st.just(list(LONG)),
 )
+_mixed = st.one_of(_sources, st.lists(st.sampled_from((*CIDRS, *CIDRS6)), min_size=1, max_size=4, unique=True))
 _spans = st.sampled_from([(80, 80), (80, 82), (81, 81), (82, 90), (1000, 1063), (1000, 1064), (1, 65535)])
 
 
@@ -108,25 +122,31 @@ def _forwards(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def _gated(draw: st.DrawFn, ident: str) -> dict[str, Any]:
-    protocol = draw(st.sampled_from(["tcp", "tcp", "udp", "icmp", "any", 47, 6]))
-    found: dict[str, Any] = {"id": f"{ident}-{draw(_ids)}", "protocol": protocol, "sources": draw(_sources)}
+    protocol = draw(st.sampled_from(["tcp", "tcp", "udp", "icmp", "icmpv6", "any", 47, 6]))
+    found: dict[str, Any] = {"id": f"{ident}-{draw(_ids)}", "protocol": protocol, "sources": draw(_mixed)}
     if protocol in ("tcp", "udp"):
         found["ports"] = draw(st.one_of(st.none(), _spans.map(lambda s: ports(*s))))
-    if protocol == "icmp":
-        found["icmp_type"] = draw(st.sampled_from([None, 8, 13]))
+    if protocol in ("icmp", "icmpv6"):
+        found["icmp_type"] = draw(st.sampled_from([None, 8, 13] if protocol == "icmp" else [None, 128]))
         found["icmp_code"] = draw(st.sampled_from([None, 0])) if found["icmp_type"] is not None else None
     return found
 
 
 @st.composite
 def _rules(draw: st.DrawFn) -> dict[str, Any]:
-    return {**draw(_gated("fw")), "address": draw(st.sampled_from(PUBLIC))}
+    return {**draw(_gated("fw")), "address": draw(st.sampled_from((*PUBLIC, PUBLIC6)))}
 
 
 @st.composite
 def _egress(draw: st.DrawFn) -> dict[str, Any]:
     network = draw(st.sampled_from(["web", "db.1"]))
-    return {**draw(_gated("out")), "network": network, "destinations": draw(_sources)}
+    return {**draw(_gated("out")), "network": network, "destinations": draw(_mixed)}
+
+
+@st.composite
+def _ingress(draw: st.DrawFn) -> dict[str, Any]:
+    network = draw(st.sampled_from(["web", "db.1"]))
+    return {**draw(_gated("in")), "network": network, "destinations": draw(_mixed)}
 
 
 @st.composite
@@ -144,6 +164,7 @@ def _hosts(draw: st.DrawFn) -> dict[str, Any]:
         "mac": f"02:01:00:00:00:{draw(_ids):02x}",
         "address": where,
         "name": f"vm-{draw(_ids)}",
+        "address6": draw(st.sampled_from([None, f"2001:db8:1::{draw(_ids) + 16:x}"])),
     }
 
 
@@ -170,6 +191,7 @@ COLLECTIONS = {
     "forwards": _forwards(),
     "firewall": _rules(),
     "egress": _egress(),
+    "ingress": _ingress(),
     "static_nats": _static_nats(),
     "hosts": _hosts(),
     "acls": _acls(),
@@ -178,8 +200,9 @@ COLLECTIONS = {
 
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
-    """A sound document."""
-    return sound(document(**{name: draw(_many(objects)) for name, objects in COLLECTIONS.items()}))
+    """A sound document, every second in both address families."""
+    own = {name: draw(_many(objects)) for name, objects in COLLECTIONS.items()}
+    return sound(document(**(draw(st.sampled_from((V6, {}))) | own)))
 
 
 def sound(raw: dict[str, Any]) -> Config:

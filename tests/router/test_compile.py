@@ -86,10 +86,10 @@ def canonical(key: str, kinds: list[str], interval: bool) -> bool:
 
 
 def fits(part: str, kind: str, interval: bool) -> bool:
-    if kind == "ipv4_addr":
-        plain = part == str(ipaddress.ip_address(part.partition("/")[0]))
-        net = interval and not part.endswith("/32") and part == str(ipaddress.ip_network(part))
-        return plain or net
+    if kind in ("ipv4_addr", "ipv6_addr"):
+        address = ipaddress.ip_address(part.partition("/")[0])
+        net = interval and not part.endswith(f"/{address.max_prefixlen}") and part == str(ipaddress.ip_network(part))
+        return address.version == int(kind[3]) and (part == str(address) or net)
     if kind == "inet_proto":
         return part in ("tcp", "udp")
     if kind == "inet_service":
@@ -99,7 +99,7 @@ def fits(part: str, kind: str, interval: bool) -> bool:
 
 
 def bounds(part: str) -> tuple[int, int]:
-    if "." in part:
+    if "." in part or ":" in part:
         net = ipaddress.ip_network(part)
         return int(net[0]), int(net[-1])
     if part in ("tcp", "udp"):
@@ -139,7 +139,7 @@ def changes(draw: st.DrawFn) -> tuple[Config, Config, tuple[Touched, ...]]:
     before = draw(configs())
     raw = before.model_dump(mode="json")
     for _ in range(draw(st.integers(1, 4))):
-        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "egress", "acls", "hosts"]))
+        name = draw(st.sampled_from(["forwards", "firewall", "static_nats", "egress", "ingress", "acls", "hosts"]))
         new = draw(COLLECTIONS[name])
         kept = [o for o in raw[name] if o["id"] != new["id"]]
         raw = {**raw, name: [*kept, new] if draw(st.booleans()) else kept}
