@@ -28,6 +28,7 @@ from appliance.state import (
     Rule,
     Ruleset,
     SetMark,
+    Shaper,
     State,
     Sysctl,
     Unit,
@@ -189,6 +190,10 @@ class FakeHost:
             self.machine = replace(m, routes=_with(m.routes, part, key, gone))
         elif isinstance(part, Rule):
             self.machine = replace(m, rules=_with(m.rules, part, lambda p: p, gone))
+        elif isinstance(part, Shaper):
+            _need(gone or part.link in names, f"{step}: no such device")
+            _need(gone or _is_tree(part), f"{step}: a class is part of none, or of one that has no parts")
+            self.machine = replace(m, shapers=_with(m.shapers, part, lambda p: p.link, gone))
         elif isinstance(part, File):
             _need(gone or part.path.startswith("/"), f"{step}: not an absolute path")
             self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
@@ -284,6 +289,16 @@ class FakeHost:
 def _with(parts: tuple[Any, ...], part: Any, key: Callable[[Any], Any], gone: bool) -> tuple[Any, ...]:
     rest = tuple(p for p in parts if key(p) != key(part))
     return rest if gone else (*rest, part)
+
+
+def _is_tree(shaper: Shaper) -> bool:
+    numbers = shaper.classes.keys()
+    return all(
+        0 < n < 0xFFFF
+        and (not c.parent or c.parent in numbers and c.parent < 0x8000 and c.parent != n)
+        and 0 < c.rate_kbit <= c.ceil_kbit
+        for n, c in shaper.classes.items()
+    )
 
 
 def _need(good: bool, words: str, refused: bool = False) -> None:

@@ -48,12 +48,14 @@ from appliance.state import (
     Route,
     Rule,
     Ruleset,
+    Shaper,
     State,
     Sysctl,
     Unit,
     Wireguard,
 )
 from appliance.store import write_durably
+from appliance.tc import Shapers, changes
 from appliance.units import UnitError, UnitRunner, UnitStatus, definition
 from appliance.usage import Reading
 from appliance.vitals import Trouble, Vitals
@@ -80,6 +82,7 @@ class LinuxHost:
         self.nft = Nft(self.run, settings.tool_seconds)
         self._wireguard: WireguardLinks | None = None
         self._fingerprints: dict[str, str] = {}  # of our tables
+        self.shapers = Shapers()
         self._ears: Events | None = None
         self._own: deque[int] = deque(maxlen=64)  # nft generations that we made, to know our own events
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
@@ -229,6 +232,8 @@ class LinuxHost:
             (self.netlink.remove_route if gone else self.netlink.add_route)(part)
         elif isinstance(part, Rule):
             (self.netlink.remove_rule if gone else self.netlink.add_rule)(part)
+        elif isinstance(part, Shaper):
+            self._shape(step, part)
         elif isinstance(part, File):
             self._file(part, gone)
         elif isinstance(part, Unit):
@@ -265,6 +270,12 @@ class LinuxHost:
         self.netlink.add_address(part)
         if part.announce:
             self.netlink.announce(part.link, part.cidr)
+
+    def _shape(self, step: Step, part: Shaper) -> None:
+        if step.after is None:
+            self.shapers.remove(part.link)
+        else:
+            self.shapers.set(step.before if isinstance(step.before, Shaper) else None, part)
 
     def _file(self, part: File, gone: bool) -> None:
         path = Path(part.path)
@@ -345,6 +356,7 @@ class LinuxHost:
                 addresses=self.netlink.observe_addresses(names, wished.addresses),
                 routes=self.netlink.observe_routes(wished.routes),
                 rules=self.netlink.observe_rules(wished.rules),
+                shapers=self.shapers.observe(wished.shapers),
                 ruleset=self._table(wished.ruleset, TABLES["ruleset"]),
                 meters=self._table(wished.meters, TABLES["meters"]),
                 adverts=self._adverts.told(wished.adverts),
@@ -495,6 +507,8 @@ class LinuxHost:
                 seen = replace(seen, units=self._units(wished.units))
             if kinds & {"unit", "pool"}:
                 seen = replace(seen, pools=self._pools(wished.pools))
+            if "shaper" in kinds:
+                seen = replace(seen, shapers=self._look_at_shapers(steps, wished))
             for step in steps:
                 if step.kind == "ruleset":
                     seen = replace(seen, ruleset=self._look_at_table(step, wished.ruleset))
@@ -503,6 +517,17 @@ class LinuxHost:
             return seen
         except (NetlinkError, UnitError, NftError, OSError) as error:
             raise HostError(f"cannot observe: {error}") from None
+
+    def _look_at_shapers(self, steps: Sequence[Step], wished: State) -> tuple[Shaper, ...]:
+        touched = {s.name: s for s in steps if s.kind == "shaper"}
+        if any(s.before is None or s.after is None for s in touched.values()):
+            return self.shapers.observe(wished.shapers)
+        found = []
+        for shaper in wished.shapers:
+            step = touched.get(shaper.link)
+            gone, come = changes(step.before, shaper) if step and isinstance(step.before, Shaper) else ([], [])
+            found.append(self.shapers.look(shaper, list({*gone, *come})))
+        return tuple(found)
 
     def _touched_files(self, steps: Sequence[Step], wished: State) -> tuple[File, ...]:
         touched = {s.name: s for s in steps if s.kind == "file"}

@@ -1,7 +1,8 @@
 """Keys and values of nft sets: as bytes in the kernel, as text in the one canonical way of state.NftSet. Pure.
 
 A concatenation is its fields one after the other, each padded to four bytes; a simple key has no padding. Numbers are
-big-endian but for marks, which are in the host's order; names of interfaces are padded with zeroes to 16 bytes.
+big-endian but for marks and classes, which are in the host's order; names of interfaces are padded with zeroes to 16
+bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ def _number(size: int) -> Kind:
     return Kind(size, {1: "B", 2: "H", 4: "I"}[size], lambda text: int(text).to_bytes(size), str)
 
 
+def _class(text: str) -> int:
+    """A class of tc's, its qdisc and its number in hex: 6e78:8001."""
+    major, _, minor = text.partition(":")
+    return int(major, 16) << 16 | int(minor, 16)
+
+
+def _class_text(raw: bytes) -> str:
+    number = int.from_bytes(raw, byteorder)
+    return f"{number >> 16:x}:{number & 0xFFFF:x}"
+
+
 KINDS = {
     "ipv4_addr": Kind(4, "4s", inet_aton, inet_ntoa, cidr=True),
     "ipv6_addr": Kind(
@@ -52,6 +64,7 @@ KINDS = {
         lambda text: int(text, 0).to_bytes(4, byteorder),
         lambda raw: str(int.from_bytes(raw, byteorder)),
     ),
+    "classid": Kind(4, "4s", lambda text: _class(text).to_bytes(4, byteorder), _class_text),
     "ifname": Kind(16, "16s", lambda text: text.encode().ljust(16, b"\0"), lambda raw: raw.rstrip(b"\0").decode()),
     "ether_addr": Kind(6, "6s", lambda text: bytes.fromhex(text.replace(":", "")), lambda raw: raw.hex(":")),
 }

@@ -18,6 +18,7 @@ from appliance.difference import difference
 from appliance.state import (
     Address,
     Advert,
+    Class,
     File,
     FilterRule,
     Link,
@@ -28,6 +29,7 @@ from appliance.state import (
     Route,
     Rule,
     Ruleset,
+    Shaper,
     State,
     Sysctl,
     Unit,
@@ -63,11 +65,14 @@ class Lost:
 
 
 Kind = Literal[
-    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "file", "unit", "pool",
-    "advert", "flows",
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "shaper",
+    "file", "unit", "pool", "advert", "flows",
 ]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
-Part = Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | File | Unit | Pool | Advert | Lost
+Part = (
+    Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | Shaper
+    | File | Unit | Pool | Advert | Lost
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class Step:
         return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
 
 
-P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool, Advert)
+P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool, Advert, Shaper)
 
 
 def plan(before: State, after: State) -> tuple[Step, ...]:
@@ -110,6 +115,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     adverts = _pairs(before.adverts, after.adverts, advert_key)
     ruleset = tuple(_ruleset(before.ruleset, after.ruleset))
     meters = _meters(before.meters, after.meters)
+    shapers = _pairs(before.shapers, after.shapers, lambda p: p.link)
     return (
         *_set("sysctl", "set", sysctls),
         *_set("link", "set", links),
@@ -120,6 +126,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_set("rule", "add", rules),
         *ruleset,
         *meters,
+        *_set("shaper", "set", shapers),
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
         # One that goes, goes with what its unit reads; what came with that is told again, which changes nothing.
@@ -127,6 +134,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_set("advert", "add", adverts),
         *_gone("advert", adverts),
         *_gone("peer", peers),
+        *_gone("shaper", shapers),
         *_gone("rule", rules),
         *_gone("route", routes),
         *_gone("address", addresses),
@@ -179,13 +187,24 @@ def _pairs(before: tuple[P, ...], after: tuple[P, ...], key: Callable[[P], str])
 def _set(kind: Kind, verb: Verb, pairs: Pairs[P]) -> Iterator[Step]:
     for name, old, new in pairs:
         if new is not None:
-            yield Step(kind, verb, name, old, new, owner=new.owner)
+            yield Step(kind, verb, name, old, new, owner=_owner(old, new))
 
 
 def _gone(kind: Kind, pairs: Pairs[P]) -> Iterator[Step]:
     for name, old, new in pairs:
         if new is None and old is not None:
-            yield Step(kind, "remove", name, old, None, owner=old.owner)
+            yield Step(kind, "remove", name, old, None, owner=_owner(old, None))
+
+
+def _owner(old: P | None, new: P | None) -> str:
+    """Whose a part is; of a shaper, whose the classes are that change."""
+    part = new if new is not None else old
+    if not isinstance(part, Shaper):
+        return part.owner if part is not None else ""
+    was: Mapping[int, Class] = old.classes if isinstance(old, Shaper) else {}
+    now: Mapping[int, Class] = new.classes if isinstance(new, Shaper) else {}
+    changed = [c.owner for n, c in (*now.items(), *was.items()) if was.get(n) is not now.get(n)]
+    return ", ".join(list(dict.fromkeys(filter(None, changed)))[:8])
 
 
 def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:
@@ -401,6 +420,9 @@ def lines(state: State) -> Iterator[str]:
         yield f"nft chain {chain.name}"
         yield from (f"nft rule {chain.name} {nftext.rule_text(rule)}" for rule in chain.rules)
     yield from (f"advert {advert_key(advert)}" for advert in state.adverts)
+    for shaper in state.shapers:
+        for n, c in shaper.classes.items():
+            yield f"class {shaper.link} {n:x} of {c.parent:x} rate {c.rate_kbit} ceil {c.ceil_kbit} burst {c.burst}"
     for file in state.files:
         if file.secret:
             yield f"file {file.path}: {sha256(file.content.encode()).hexdigest()[:12]} (secret)"

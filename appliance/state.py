@@ -266,13 +266,38 @@ class Advert:
     owner: str = field(default="", compare=False)
 
 
+# --- queues ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A share of a link's egress: at least `rate_kbit`, at most `ceil_kbit` as far as its parent lends it; `burst`
+    bytes at once. `parent` is the number of the class that it is a part of, 0: the link's own."""
+
+    parent: int
+    rate_kbit: int
+    ceil_kbit: int
+    burst: int
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Shaper:
+    """The classes of one link by their numbers: below 0x8000 those that have parts, from there on those that packets
+    are put into (appliance/tc.py), by `meta priority`. A packet that is put into none passes."""
+
+    link: str
+    classes: Mapping[int, Class]
+
+
 # --- the packet filter -----------------------------------------------------------------------------------------------
 
 # The fields of a packet that our rules may look at: exactly nft(8)'s words. trace.py knows each of them.
 FieldName = Literal[
     "iifname", "oifname", "meta l4proto", "meta nfproto", "meta mark", "ct mark", "ct state", "ct status",
     "ct direction", "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "th sport", "th dport", "icmp type",
-    "icmp code", "icmpv6 type", "icmpv6 code", "fib daddr type",
+    "icmp code", "icmpv6 type", "icmpv6 code", "fib daddr type", "meta priority", "ct original ip daddr",
+    "ct reply ip daddr",
 ]  # fmt: skip
 
 
@@ -344,9 +369,12 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class SetMark:
-    """Set `field` (meta mark or ct mark) to `value`, to the other mark (`copy`), or to what `map` has for `fields`."""
+    """Set `field` (meta mark or ct mark) to `value`, to the other mark (`copy`), or to what `map` has for `fields`.
 
-    field: Literal["meta mark", "ct mark"]
+    meta priority is the class of a Shaper that a packet is put into, "6e78:8001".
+    """
+
+    field: Literal["meta mark", "ct mark", "meta priority"]
     value: str = ""
     copy: Literal["", "meta mark", "ct mark"] = ""
     fields: tuple[Field, ...] = ()
@@ -452,6 +480,7 @@ class State:
     addresses: tuple[Address, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
+    shapers: tuple[Shaper, ...] = ()
     ruleset: Ruleset = field(default_factory=Ruleset)  # table inet narthex
     meters: Ruleset = field(default_factory=Ruleset)  # table inet narthex_usage: see appliance/usage.py
     adverts: tuple[Advert, ...] = ()

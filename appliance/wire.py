@@ -101,17 +101,17 @@ class Channel:
                     time.sleep(_PAUSE)
             raise KernelError(errno.EINTR, "it changed each time while it was being listed")
 
-    def tell(self, requests: Sequence[Message]) -> list[int]:
-        """Send many requests, a datagram for dozens of them: the errno of each, 0 where it was done."""
+    def tell(self, requests: Sequence[Message], flags: int = 0) -> list[int]:
+        """Send many requests with these flags, dozens in a datagram: the errno of each, 0 where it was done."""
         with self._lock:
             found: list[int] = []
             for start in range(0, len(requests), _AT_ONCE):
-                found += self._alive(partial(self._tell, requests[start : start + _AT_ONCE]))
+                found += self._alive(partial(self._tell, requests[start : start + _AT_ONCE], flags))
             return found
 
-    def _tell(self, requests: Sequence[Message]) -> list[int]:
+    def _tell(self, requests: Sequence[Message], flags: int) -> list[int]:
         first = self._sequence + 1
-        self._socket.send(b"".join(self._pack(kind, body, REQUEST | ACK) for kind, body in requests))
+        self._socket.send(b"".join(self._pack(kind, body, flags | REQUEST | ACK) for kind, body in requests))
         found: dict[int, int] = {}
         while len(found) < len(requests):
             for kind, _, sequence, start, _ in _walk(datagram := self._socket.recv(_BUFFER)):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from appliance.state import Facts, Problem, Touched
 from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
+from router.checks_bandwidth import limit_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
 from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
 from router.claims import (
@@ -41,12 +42,13 @@ from router.topology import (
 )
 
 MOST_TOUCHED = 256  # more than this is checked whole
-_LOCAL = frozenset(
-    {"forwards", "firewall", "egress", "ingress", "acls", "hosts", "vpn_users", "balancers", "certificates"}
-)
+_LOCAL = frozenset({"forwards", "firewall", "egress", "ingress", "acls", "hosts", "vpn_users"}) | {
+    *("balancers", "certificates", "limits"),
+}
 _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
     "hosts", "records", "wireguard", "vpn_users", "wireguard_sites", "balancers", "certificates", "stats_pages",
+    "limits",
 )  # fmt: skip
 
 
@@ -81,6 +83,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
         yield from host_problems(host, ground)
     yield from twin_problems(config.hosts)
     yield from record_problems(config, ground)
+    yield from limit_problems(config)
     yield from tunnel_problems(config, ground)
     yield from routed_twice(config)
     yield from wireguard_problems(config, ground)
@@ -131,7 +134,15 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
         *_revised_hosts(config, [h for h in after if isinstance(h, Host)], ground),
         *_revised_users(config, [u for u in after if isinstance(u, VpnUser)]),
         *_revised_balancers(config, touched, ground),
+        *_revised_limits(config, touched),
     ]
+
+
+def _revised_limits(config: Config, touched: Sequence[Touched]) -> Iterator[Problem]:
+    gone = {t.id for t in touched if t.collection == "hosts" and t.after is None} if config.limits else set()
+    ids = {t.id for t in touched if t.collection == "limits"} | {one.id for one in config.limits if one.host in gone}
+    if ids:
+        yield from limit_problems(config, frozenset(ids))
 
 
 def _revised_forwards(config: Config, forwards: list[Forward], ground: Ground) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from appliance.state import Chain, Facts, File, NftSet, Ruleset, State, Touched
 from router.acl import compile_acl, revise_acls
 from router.advertise import compile_advertise, revise_advertise
 from router.balancer import compile_balancer, revise_balancer
+from router.bandwidth import compile_bandwidth, revise_bandwidth
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
@@ -30,20 +31,9 @@ from router.usage import compile_usage, revise_usage
 from router.wireguard import compile_wireguard, revise_users
 
 MOST_TOUCHED = 256  # more than this is compiled whole: element by element would cost as much
-_LOCAL = frozenset(
-    {
-        "forwards",
-        "static_nats",
-        "firewall",
-        "egress",
-        "ingress",
-        "acls",
-        "hosts",
-        "vpn_users",
-        "balancers",
-        "certificates",
-    }
-)
+_LOCAL = frozenset({"forwards", "static_nats", "firewall", "egress", "ingress", "acls", "hosts"}) | {
+    *("vpn_users", "balancers", "certificates", "limits"),
+}
 _PARTS = (
     compile_links,
     compile_routing,
@@ -60,6 +50,7 @@ _PARTS = (
     compile_dns,
     compile_usage,
     compile_balancer,
+    compile_bandwidth,  # the last with chains: it may make them anew (`revise_bandwidth`)
     compile_health,  # the last: its own last part is what `revise_health` makes anew
 )
 
@@ -104,6 +95,7 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
     if files is None:
         return None
     state = replace(state, files=files, ruleset=ruleset, meters=meters, checks=checks, peers=peers)
+    state = revise_bandwidth(state, config, by_collection, facts)
     if found := [*by_collection.get("balancers", ()), *by_collection.get("certificates", ())]:
         return revise_balancer(state, config, found, facts)
     return state
@@ -134,6 +126,7 @@ def _together(parts: list[State]) -> State:
         routes=tuple(r for p in parts for r in p.routes),
         rules=tuple(r for p in parts for r in p.rules),
         ruleset=Ruleset(sets, chains),
+        shapers=tuple(s for p in parts for s in p.shapers),
         meters=next((p.meters for p in parts if p.meters.chains), Ruleset()),
         adverts=tuple(a for p in parts for a in p.adverts),
         probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),

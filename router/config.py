@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
 from router.config_balancer import Balancer, Certificate, StatsPage
+from router.config_bandwidth import Limit
 from router.config_wireguard import VpnUser, Wireguard, WireguardSite
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
@@ -312,4 +313,5 @@ class Config(Model):
     certificates: tuple[Certificate, ...] = ()
     stats_pages: tuple[StatsPage, ...] = ()
     upstream: tuple[Address, ...] = ()
+    limits: tuple[Limit, ...] = ()
     usage: bool = False

@@ -21,7 +21,9 @@ QUESTIONS6 = frozenset({128, 139})  # nf_conntrack_proto_icmpv6.c: echo, node in
 UNTRACKED6 = frozenset({*range(130, 138), 143})  # the same: multicast listeners, neighbour discovery
 _STATES = frozenset({"new", "established", "related", "invalid", "untracked"})
 _STATUSES = frozenset({"expected", "seen-reply", "assured", "confirmed", "snat", "dnat", "dying"})
-_NAMES = frozenset({"iifname", "oifname", "meta l4proto", "meta nfproto", "ct direction", "fib daddr type"})
+_NAMES = frozenset(
+    {"iifname", "oifname", "meta l4proto", "meta nfproto", "ct direction", "fib daddr type", "meta priority"}
+)
 _ADDRESSES = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
 _ICMP = frozenset({"icmp type", "icmp code", "icmpv6 type", "icmpv6 code"})
 _PROTOCOLS = {**NUMBERS, "ipv6-icmp": NUMBERS["icmpv6"]}
@@ -72,6 +74,7 @@ class Moment:
     port: int = 0
     mark: int = 0
     flow_mark: int = 0
+    shaped: str = "0:0"  # the class that it is put into
     has_flow: bool = True
     translated: set[str] = field(default_factory=set)  # dnat, snat: where a translation changed something
 
@@ -125,6 +128,10 @@ class Moment:
             return str(packet.icmp_type if name.endswith("type") else packet.icmp_code)
         if name == "meta mark":
             return str(self.mark)
+        if name == "meta priority":
+            return self.shaped
+        if name in ("ct original ip daddr", "ct reply ip daddr"):  # a new packet goes with its flow, not against it
+            return packet.destination if name.startswith("ct original") and not packet.is_v6 else None
         if name == "ct state":
             untracked = packet.is_v6 and packet.is_icmp and packet.icmp_type in UNTRACKED6
             return "new" if self.has_flow else "untracked" if untracked else "invalid"

@@ -289,8 +289,18 @@ class _Walk:
         key = now.find(nat.fields, nat.map)
         return None if key is None else (now.sets.value(nat.map, key), key, now.sets.owner(nat.map, key) or rule.owner)
 
+    def _shape(self, chain: str, rule: FilterRule, mark: SetMark) -> tuple[str, str]:
+        now = self.now
+        if (key := now.find(mark.fields, mark.map)) is not None:
+            now.shaped = now.sets.value(mark.map, key)
+            owner = now.sets.owner(mark.map, key) or rule.owner
+            self.steps.append(Step(chain, f"limited, class {now.shaped}", rule.why, key, owner))
+        return "", ""
+
     def _set_mark(self, chain: str, rule: FilterRule, mark: SetMark) -> tuple[str, str]:
         now, key, owner = self.now, "", rule.owner
+        if mark.field == "meta priority":
+            return self._shape(chain, rule, mark)
         if not now.has_flow and "ct mark" in (mark.field, mark.copy):
             return "", ""
         if mark.map:
