@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import operator
 import os
+import pwd
 import subprocess
 import sys
 import tempfile
@@ -283,7 +284,7 @@ class LinuxHost:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, part.content.encode(), part.mode)
+        write_durably(path, part.content.encode(), part.mode, _group(part.group) if part.group else -1)
 
     def _unit(self, step: Step, unit: Unit) -> None:
         if step.verb == "stop":
@@ -417,7 +418,9 @@ class LinuxHost:
         for path, file in known.items():
             try:
                 info = os.stat(path)
-                found.append(replace(file, content=Path(path).read_text(errors="replace"), mode=info.st_mode & 0o7777))
+                text, mode = Path(path).read_text(errors="replace"), info.st_mode & 0o7777
+                same = not file.group or info.st_gid == _group(file.group)
+                found.append(replace(file, content=text, mode=mode, group=file.group if same else f"{info.st_gid}"))
             except FileNotFoundError:
                 continue
         return tuple(found)
@@ -624,6 +627,14 @@ def _need_room(steps: Sequence[Step]) -> None:
         if sum(sizes) > room.f_bfree * room.f_frsize or room.f_files > 0 and room.f_ffree < 2:
             words = f"no space left for {sum(sizes) >> 10} KiB of files below {folder}: remove something there"
             raise HostError(words, f"{room.f_bfree * room.f_frsize >> 10} KiB and {room.f_ffree} files are free")
+
+
+def _group(account: str) -> int:
+    """The number of an account's own group. Raises HostError where there is no such account."""
+    try:
+        return pwd.getpwnam(account).pw_gid
+    except KeyError:
+        raise HostError(f"there is no account {account}; install what brings it along", account) from None
 
 
 def _standing(folder: str) -> str:

@@ -133,10 +133,11 @@ class Process:
     def _make_directories(self) -> None:
         directories = self.definition["directories"]
         assert isinstance(directories, list)
-        for path, mode, user in directories:
+        for path, mode, owner in directories:
+            user, _, group = owner.partition(":")
             os.makedirs(path, exist_ok=True)
             account = pwd.getpwnam(user or "root")
-            os.chown(path, account.pw_uid, account.pw_gid)
+            os.chown(path, account.pw_uid, pwd.getpwnam(group).pw_gid if group else account.pw_gid)
             os.chmod(path, mode)
 
     def ended(self, code: int) -> None:

@@ -56,17 +56,22 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file with exactly this content. Paths are absolute in the appliance; `mode` is the permission bits."""
+    """A file with exactly this content. Paths are absolute in the appliance; `mode` is the permission bits.
+
+    `group` is an account whose daemon may read it beside root, with mode 0640; "" for root's own group.
+    """
 
     path: str
     content: str
     mode: int = 0o644
     secret: bool = False  # a secret file's content is never shown in a diff or a log
+    group: str = ""
     owner: str = field(default="", compare=False)
 
     def __repr__(self) -> str:
         shown = f"blake2b {blake2b(self.content.encode(), digest_size=6).hexdigest()}" if self.secret else self.content
-        return f"File({self.path!r}, {shown!r}, mode={self.mode:#o}, secret={self.secret})"
+        group = f", group={self.group!r}" if self.group else ""
+        return f"File({self.path!r}, {shown!r}, mode={self.mode:#o}, secret={self.secret}{group})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class Unit:
     restart_on: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
-    directories: tuple[tuple[str, int, str], ...] = ()  # made before start: path, mode, user
+    directories: tuple[tuple[str, int, str], ...] = ()  # made before start: path, mode, user or "user:group"
     sandbox: Sandbox = Sandbox()
     console: str = ""  # of a haproxy: its master's socket. It says when a reload is through, and is told of pools
     apart: str = ""  # the folder of its files. Refused, they and the unit stay as they were, and nothing else waits

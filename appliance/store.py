@@ -218,12 +218,17 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and event.get("event") in ("begin", "note") else None
 
 
-def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write so that after a crash there is the old content or the new, whole. Raises OSError with the old in place."""
+def write_durably(path: Path, content: bytes, mode: int = 0o600, group: int = -1) -> None:
+    """Write so that after a crash there is the old content or the new, whole. Raises OSError with the old in place.
+
+    `group` is the number of the group that it belongs to, -1 for the process' own.
+    """
     new = path.with_name(f".{path.name}.new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode if group < 0 else 0o600)
     try:
         try:
+            if group >= 0:
+                os.fchown(fd, -1, group)
             os.fchmod(fd, mode)
             view = memoryview(content)
             while view:

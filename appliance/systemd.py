@@ -245,13 +245,15 @@ def service_text(unit: Unit) -> str:
 
 def _make_directories(unit: Unit) -> None:
     """What a unit wants to find. Not by ExecStartPre=+: that too is held to ReadWritePaths, which must be there."""
-    for path, mode, user in unit.directories:
+    for path, mode, owner in unit.directories:
+        user, _, group = owner.partition(":")
         try:
             account = pwd.getpwnam(user or "root")
+            gid = pwd.getpwnam(group).pw_gid if group else account.pw_gid
         except KeyError:
-            raise UnitError(unit.name, f"{path} is to belong to {user}, and there is no such account") from None
+            raise UnitError(unit.name, f"{path} is to belong to {owner}, and there is no such account") from None
         os.makedirs(path, exist_ok=True)
-        os.chown(path, account.pw_uid, account.pw_gid)
+        os.chown(path, account.pw_uid, gid)
         os.chmod(path, mode)
 
 

@@ -18,6 +18,7 @@ from appliance.state import Facts, Problem, Touched
 from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
 from router.checks_bandwidth import limit_problems
+from router.checks_metadata import metadata_problems, told_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
 from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
 from router.claims import (
@@ -89,6 +90,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
     yield from wireguard_problems(config, ground)
     yield from forward_clashes(config.forwards, config)
     yield from balancer_problems(config, ground)
+    yield from metadata_problems(config)
 
 
 def _identities(config: Config) -> Iterator[Problem]:
@@ -179,6 +181,7 @@ def _revised_hosts(config: Config, hosts: list[Host], ground: Ground) -> Iterato
         return
     for host in hosts:
         yield from host_problems(host, ground)
+    yield from told_problems(config, hosts)
     addresses, macs = {h.address for h in hosts}, {h.mac for h in hosts}
     names, v6 = {h.name.lower() for h in hosts}, {h.address6 for h in hosts if h.address6}
     near = [

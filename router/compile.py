@@ -22,6 +22,7 @@ from router.egress import compile_egress, revise_egress
 from router.firewall import compile_firewall, revise_firewall
 from router.health import compile_health, revise_health
 from router.links import compile_links
+from router.metadata import compile_metadata, revise_metadata
 from router.nat import compile_nat, revise_forwards, revise_static_nats
 from router.routed import compile_routed, revise_ingress
 from router.routing import compile_routing
@@ -48,6 +49,7 @@ _PARTS = (
     compile_dhcp,
     compile_advertise,
     compile_dns,
+    compile_metadata,
     compile_usage,
     compile_balancer,
     compile_bandwidth,  # the last with chains: it may make them anew (`revise_bandwidth`)
@@ -88,6 +90,7 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         files = revise_dhcp(state.files, config, found, facts)
         files = files if files is None else revise_advertise(files, config, found, facts)
         files = files if files is None else revise_dns(files, config, found, facts)
+        files = files if files is None else revise_metadata(files, config, found, facts)
         checks = revise_health(checks, config, facts)
     peers = state.peers
     if found := by_collection.get("vpn_users"):

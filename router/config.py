@@ -15,6 +15,7 @@ from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
 from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_bandwidth import Limit
+from router.config_metadata import Metadata
 from router.config_wireguard import VpnUser, Wireguard, WireguardSite
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
@@ -140,7 +141,8 @@ class Network(Model):
 
     A network with an `acl` is a tier of a VPC: the ACL judges what goes in and out, and takes the place of `egress`;
     tiers reach each other where both ACLs allow it. `source_nat` is the public address its guests go out by, None for
-    no translation. `upstream` are the name servers asked for what we don't know ourselves.
+    no translation. `upstream` are the name servers asked for what we don't know ourselves. With `metadata` the router
+    tells the hosts of the network what their `metadata` says, by HTTP.
     """
 
     id: Identifier
@@ -155,6 +157,7 @@ class Network(Model):
     dhcp: Dhcp = Dhcp()
     advertise: Advertise = Advertise()
     dns: bool = True
+    metadata: bool = False
     upstream: tuple[Address, ...] = ()
 
 
@@ -261,7 +264,8 @@ class StaticRoute(Model):
 class Host(Model):
     """A guest's interface: its lease and its names. `default` False: this network isn't its way out, so that it gets
     no gateway, no DNS and no domain here (a machine with two interfaces has one default). `options` are its own, in
-    place of those of the same number that its network has."""
+    place of those of the same number that its network has. `metadata` is what the router tells it, where its network
+    has that."""
 
     id: Identifier
     network: Identifier
@@ -274,6 +278,7 @@ class Host(Model):
     dns: Servers | None = None
     routers: Servers | None = None
     options: tuple[DhcpOption, ...] = ()
+    metadata: Metadata | None = None
 
 
 class Record(Model):

@@ -52,6 +52,7 @@ NEIGHBOURLY = frozenset({133, 134, 135, 136})  # neighbour discovery (RFC 4861):
 EVERYONE = "255.255.255.255"
 ALL_HOSTS = "224.0.0.1"  # the one group that every machine is in (RFC 1112)
 DHCP_SERVERS = "ff02::1:2"  # of a link (RFC 8415)
+METADATA = "169.254.169.254"  # the router's on every link with a network that has metadata
 # No source, and nowhere to send on to.
 NOBODYS = (
     "0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32", "::/127", "ff00::/8",
@@ -379,7 +380,7 @@ def allows(items: tuple[AclItem, ...], default: str, packet: Packet, far: str) -
 def to_router(config: Config, packet: Packet, came_by: Side) -> Outcome:
     """To the router itself, by an address that isn't public: what each side may ask of it."""
     echo = is_echo(packet)
-    to_one = holder_of(config, packet.destination) is not None
+    to_one = holder_of(config, packet.destination) is not None or tells_at(config, packet.destination)
     if came_by.use == "control" and to_one and (echo or is_to_port(packet, "tcp", 3922)):
         return local(packet, "the manager's way in", came_by.id)
     if came_by.use in ("guest", "private", "tunnel") and echo and packet.destination in addresses(came_by):
@@ -391,6 +392,8 @@ def to_router(config: Config, packet: Packet, came_by: Side) -> Outcome:
         for network in networks_on(config, came_by):
             if (service := service_of(packet, network)) and is_asked(packet, network, came_by):
                 return local(packet, service, network.id)
+            if is_asked_of_metadata(packet, network, came_by):
+                return local(packet, "metadata", network.id)
     return dropped(packet, f"the router offers no such thing to {came_by.id}", came_by.id)
 
 
@@ -417,6 +420,19 @@ def service_of(packet: Packet, network: Network) -> str:
     if network.dns and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
         return "DNS"
     return ""
+
+
+def is_asked_of_metadata(packet: Packet, network: Network, interface: Interface) -> bool:
+    """By HTTP at the router's address in the network or at the well-known one, for passwords at its own alone."""
+    own = next((a for a in addresses(interface) if is_in(network, a) and ":" not in a), "")
+    return network.metadata and (
+        (is_to_port(packet, "tcp", 80) and packet.destination in (own, METADATA))
+        or (is_to_port(packet, "tcp", 8080) and packet.destination == own)
+    )
+
+
+def tells_at(config: Config, address: str) -> bool:
+    return address == METADATA and any(n.metadata for n in config.networks)
 
 
 def is_echo(packet: Packet) -> bool:
@@ -517,7 +533,7 @@ def is_for_us(config: Config, destination: str) -> bool:
 
 def is_own(config: Config, address: str) -> bool:
     """Is it the router's, or, in IPv6, any router's of one of its subnets (RFC 4291, 2.6.1)?"""
-    if holder_of(config, address):
+    if holder_of(config, address) or tells_at(config, address):
         return True
     nets = [a for i in sides(config) for a in i.addresses if ":" in a and not a.endswith(("/127", "/128"))]
     return ":" in address and any(number(address) == bounds(net)[0] for net in nets)

@@ -104,7 +104,23 @@ RULES = (
         inside=("appliance.seed", "appliance.seeddisk"),
         never=("typing", "dataclasses", "enum", "pathlib", "hashlib", "tarfile", "yaml"),
     ),
-    Rule("a role touches no machine", inside=ROLES, never=(*PROCESSES, *SOCKETS, *REMOTE)),
+    Rule(
+        "a role touches no machine, but by a program of its own that the agent runs as a unit",
+        inside=ROLES,
+        never=(*PROCESSES, *SOCKETS, *REMOTE),
+        apart_from=("router.metadata_service",),
+    ),
+    Rule(
+        "the metadata service is run from a folder of its own, in which only these lie",
+        inside=("router.metadata_service", "router.metadata_given", "router.metadata_guest"),
+        never=(*HOUSE, "netaddr", "pydantic", "subprocess"),
+        unless=("router.metadata_given", "router.metadata_guest"),
+    ),
+    Rule(
+        "the metadata service is run, never imported",
+        inside=HOUSE,
+        never=("router.metadata_service",),
+    ),
     Rule(
         "in the manager only hosts/, image/ and push.py reach outside the process",
         inside=("mgmt",),
@@ -208,6 +224,9 @@ def test_walls_stand(path: Path) -> None:
         ("appliance.host", "from appliance import legacy"),
         ("appliance.host", "from . import legacy"),
         ("mgmt.push", "from tests.trials import trials"),
+        ("router.metadata", "from router import metadata_service"),
+        ("router.metadata", "import socket"),
+        ("router.metadata_service", "from router.config import Host"),
     ],
 )
 def test_rule_bites(module: str, source: str) -> None:

@@ -18,6 +18,7 @@ from router.config import AclItem, Config, EgressRule, Firewall, Forward, Ingres
 Rule = dict[str, Any]
 Chains = dict[str, list[Rule]]
 
+METADATA = "169.254.169.254"
 TURNED = "0x1000000"  # mark: leaves by the interface it came in by, translated
 
 
@@ -271,6 +272,9 @@ def offers(config: Config, interface: Interface, link: str, v6: bool) -> Iterato
         for address in (a for i in config.interfaces for a in own(i)):
             yield {"in_interface": link, "dst": address, **echo}
             yield {"in_interface": link, "dst": address, **port("tcp", 3922)}
+        if any(n.metadata for n in config.networks) and not v6:
+            yield {"in_interface": link, "dst": METADATA, **echo}
+            yield {"in_interface": link, "dst": METADATA, **port("tcp", 3922)}
     if interface.use in ("guest", "private"):
         for address in own(interface):
             yield {"in_interface": link, "dst": address, **echo}
@@ -285,6 +289,10 @@ def offers(config: Config, interface: Interface, link: str, v6: bool) -> Iterato
         for address in doors:
             for rule in asked:
                 yield {"in_interface": link, "dst": address, **rule}
+        if network.metadata and not v6:
+            router = next(a for a in own(interface) if contains(network.cidr, a))
+            for address, number in ((router, 80), (router, 8080), (METADATA, 80)):
+                yield {"in_interface": link, "dst": address, **port("tcp", number)}
 
 
 # --- pieces of rules ---
@@ -406,6 +414,8 @@ def ways(config: Config, names: Mapping[str, str], v6: bool = False) -> list[str
     for interface in config.interfaces:
         alone = (" noprefixroute" if interface.use == "public" else "") + (" nodad" if v6 else "")
         lines += [f"address add {cidr} dev {names[interface.id]}{alone}" for cidr in interface.addresses]
+    told = dict.fromkeys(names[n.interface] for n in config.networks if n.metadata and not v6)
+    lines += [f"address add {METADATA}/32 dev {link}" for link in told]
     for number, uplink in numbered(config):
         link, table = names[uplink.id], 100 + number
         for net in dict.fromkeys(map(subnet, uplink.addresses)):

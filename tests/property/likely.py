@@ -21,6 +21,7 @@ Ruled = Firewall | EgressRule | IngressRule | AclItem
 # What every document has in common: addresses that are nobody's, a stranger, the world's ends.
 _WORLD = ("0.0.0.0/32", "127.0.0.0/8", "224.0.0.0/4", "224.0.0.1/32", "240.0.0.0/4", "255.255.255.255/32", "8.8.8.8/32")
 _WORLD6 = ("::1/128", "2001:db8:8888::8/128", "fe80::9/128", "ff00::/8", "ff02::1/128", "ff02::1:2/128", "ff05::/16")
+METADATA = "169.254.169.254"
 _PORTS = (0, 53, 67, 3922, 65535)
 _OTHERS = (47, 50, 89)  # protocols without ports: the first two stand in documents
 
@@ -59,10 +60,12 @@ def axes(config: Config, v6: bool = False) -> Axes:
     items = [item for acl in config.acls for item in (*acl.ingress, *acl.egress)]
     known += [c for item in items for c in item.cidrs]
     known += [r.destination for r in config.routes]
+    told = any(n.metadata for n in config.networks)
+    known += [f"{METADATA}/32"] if told else []
     cidrs = [c for c in known if is_v6(c) is v6]
     last = (1 << (128 if v6 else 32)) - 1
     ruled: list[Ruled] = [*config.firewall, *config.egress, *config.ingress, *items]
-    ports = [(p, p) for p in _PORTS]
+    ports = [(p, p) for p in (*_PORTS, *((80, 8080) if told else ()))]
     ports += [(f.ports.first, f.ports.last) for f in config.forwards]
     ports += [(r.ports.first, r.ports.last) for r in ruled if r.ports]
     own = [r for r in ruled if r.protocol == ("icmpv6" if v6 else "icmp")]
@@ -205,9 +208,11 @@ class Luck:
             destination = self.luck.choice([everyone, *(address_text(bounds(d)[1], self.v6) for d in doors)])
             source = self.luck.choice([source, "fe80::9" if self.v6 else "0.0.0.0"])
         echo, dhcp = (("icmpv6", 0, 128, 0), 547) if self.v6 else (("icmp", 0, 8, 0), 67)
-        service: Service = self.luck.choice(
-            (echo, ("udp", dhcp, 8, 0), ("udp", 53, 8, 0), ("tcp", 53, 8, 0), ("tcp", 3922, 8, 0))
-        )
+        offered: list[Service] = [echo, ("udp", dhcp, 8, 0), ("udp", 53, 8, 0), ("tcp", 53, 8, 0), ("tcp", 3922, 8, 0)]
+        if any(n.metadata for n in self.config.networks):
+            offered += [("tcp", 80, 8, 0), ("tcp", 80, 8, 0), ("tcp", 8080, 8, 0)]
+            destination = METADATA if not self.v6 and self.luck.random() < 0.3 else destination
+        service = self.luck.choice(offered)
         return came_by, source, destination, service
 
     def _aimed(self) -> tuple[str, str, str, Service]:

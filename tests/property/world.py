@@ -221,6 +221,7 @@ class _World:
                 "egress": {"default": self.luck.choice(("allow", "allow", "deny"))},
                 "dhcp": {"enabled": self.luck.random() < 0.5},
                 "dns": self.luck.random() < 0.5,
+                "metadata": self.luck.random() < 0.3,
             }
             if prefixes and self.luck.random() < 0.9:
                 network["cidr6"] = prefixes.pop(0)
