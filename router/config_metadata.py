@@ -27,7 +27,7 @@ SshKey = Annotated[
 Base64 = Annotated[
     str,
     StringConstraints(
-        pattern=r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+        pattern=r"^[A-Za-z0-9+/]*={0,2}$",  # `sound` counts: a pattern that does takes five times as long
         max_length=(MOST_USER_DATA + 2) // 3 * 4,
     ),
 ]
@@ -53,6 +53,8 @@ class Metadata(Model):
     @model_validator(mode="after")
     def sound(self) -> Metadata:
         coded = self.user_data or ""
+        if len(coded) % 4:
+            raise ValueError("user_data is cut: base64 comes in fours; encode it anew, with its padding")
         if len(coded) // 4 * 3 - coded[-2:].count("=") > MOST_USER_DATA:
             raise ValueError(f"user_data is longer than {MOST_USER_DATA} bytes; shorten it")
         for name in self.values:
