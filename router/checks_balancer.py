@@ -57,6 +57,9 @@ def _place(rule: Balancer | StatsPage, ground: Ground, config: Config, path: str
         if rule.address in lot.own and rule.port == 53 and lot.network.dns:
             told = f"port 53 of {rule.address} is the DNS of network {lot.network.id}; take another port, or end that"
             yield Problem(f"{path}.port", told)
+        if rule.address in lot.own and rule.port in (80, 8080) and lot.network.metadata and not v6:
+            told = f"port {rule.port} of {rule.address} is the metadata of network {lot.network.id}; take another port"
+            yield Problem(f"{path}.port", told)
 
 
 def _transport(rule: Balancer | StatsPage) -> str:

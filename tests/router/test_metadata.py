@@ -301,3 +301,12 @@ def test_json_of_a_guests_file() -> None:
     head, _, data = file.content.partition("\n")
     assert json.loads(head)["link"] == "eth3"
     assert data == FULL["user_data"]
+
+
+@pytest.mark.parametrize("port", [80, 8080])
+def test_a_balancer_on_its_ports(port: int) -> None:
+    backend = {"id": "b", "address": "10.1.1.10", "port": 80}
+    balancer = {"id": "inner", "protocol": "tcp", "address": "10.1.1.1", "port": port, "backends": [backend]}
+    found = problems(made(networks=SERVED, balancers=[balancer]))
+    assert [p.path for p in found] == ["config.balancers[inner].port"]
+    assert problems(made(networks=NETWORKS, balancers=[balancer])) == []
