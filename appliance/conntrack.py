@@ -130,7 +130,8 @@ class Conntrack:
 
 def _families(flows: Flows) -> tuple[int, ...]:
     """Those of its addresses; both, where it names none."""
-    texts = (flows.destination, flows.target, flows.source, flows.translated, flows.address, *flows.sources)
+    told = (flows.destination, flows.target, flows.source, flows.translated, flows.address, flows.network)
+    texts = (*told, *flows.sources)
     return tuple({AF_INET6 if ":" in text else AF_INET for text in texts if text}) or (AF_INET, AF_INET6)
 
 
@@ -147,6 +148,7 @@ class _Matcher:
         first, _, last = flows.ports.partition("-")
         self._ports = (int(first), int(last or first)) if flows.ports else None
         self._sources = [_network(cidr) for cidr in flows.sources]
+        self._within = [_network(flows.network)] if flows.network else []
 
     def matches(self, found: _Tuples) -> bool:
         source, destination, protocol, _, port, reply_source, reply_destination = found[:7]
@@ -159,6 +161,7 @@ class _Matcher:
             and self.translated in (None, reply_destination)
             and self.address in (None, destination, reply_destination)
             and (not self._sources or _is_in(source, self._sources))
+            and (not self._within or any(_is_in(end, self._within) for end in (source, destination, reply_source)))
         )
 
     def filters(self) -> Iterator[bytes]:

@@ -43,7 +43,8 @@ class Flows:
     """Live flows that lost their translation and must end. Empty fields match anything.
 
     `destination`:`port` is what the flow was first sent to, `protocol` tcp or udp, `target` where it was translated to,
-    `sources` CIDRs of its source; `address`: any flow whose original destination or translated source this is.
+    `sources` CIDRs of its source; `address`: any flow whose original destination or translated source this is;
+    `network`: any flow with an end in this CIDR.
     """
 
     destination: str = ""
@@ -54,6 +55,7 @@ class Flows:
     source: str = ""
     translated: str = ""
     address: str = ""
+    network: str = ""
     owner: str = field(default="", compare=False)
 
 
@@ -306,12 +308,7 @@ def _of_lost_peers(peers: Pairs[Peer]) -> Iterator[Flows]:
     for _, old, new in peers:
         for cidr in old.networks if old is not None else ():
             if new is None or cidr not in new.networks:
-                address = shortest(cidr)
-                if "/" in address:
-                    yield Flows(sources=(cidr,), owner=old.owner if old else "")
-                else:
-                    yield Flows(source=address, owner=old.owner if old else "")
-                    yield Flows(address=address, owner=old.owner if old else "")
+                yield Flows(network=cidr, owner=old.owner if old is not None else "")
 
 
 def _lost(step: Step, before: State, after: State) -> Iterator[Flows]:

@@ -12,6 +12,7 @@ from mgmt.cli_cell import cell
 from mgmt.cli_image import image
 from mgmt.cli_router import router
 from mgmt.cli_seed import seed
+from mgmt.cli_vpn import vpn
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,6 +25,7 @@ narthex.add_command(cell)
 narthex.add_command(seed)
 narthex.add_command(image)
 narthex.add_command(appliance)
+narthex.add_command(vpn)
 
 
 def main() -> None:

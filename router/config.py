@@ -16,7 +16,9 @@ from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Labe
 from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_bandwidth import Limit
 from router.config_metadata import Metadata
-from router.config_wireguard import VpnUser, Wireguard, WireguardSite
+from router.config_wireguard import VpnUser as VpnUser
+from router.config_wireguard import Wireguard as Wireguard
+from router.config_wireguard import WireguardSite as WireguardSite
 
 Protocol = Literal["tcp", "udp", "icmp", "icmpv6", "any"] | Annotated[int, Field(ge=0, le=255)]
 

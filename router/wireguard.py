@@ -14,7 +14,8 @@ listener sends by itself carries the mark of its uplink (routing.py).
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from appliance.state import Address, Facts, Link, Peer, State, Touched, Wireguard
 from appliance.values import is_v6
@@ -40,10 +41,10 @@ def compile_wireguard(config: Config, facts: Facts) -> State:
             Wireguard(links[w.id], clamped(w.private_key.reveal()), w.port, marks.get(w.address, 0), w.id)
             for w in listeners
         ),
-        peers=tuple(
+        peers=_by_owner(
             (
-                *(_site(s, links[s.wireguard]) for s in sorted(config.wireguard_sites, key=lambda s: s.id)),
-                *(_user(u, links[u.wireguard]) for u in sorted(config.vpn_users, key=lambda u: u.id) if u.enabled),
+                *(_site(s, links[s.wireguard]) for s in config.wireguard_sites),
+                *(_user(u, links[u.wireguard]) for u in config.vpn_users if u.enabled),
             )
         ),
         addresses=tuple(
@@ -55,13 +56,16 @@ def compile_wireguard(config: Config, facts: Facts) -> State:
 
 
 def revise_users(state: State, touched: Sequence[Touched]) -> tuple[Peer, ...]:
-    """The peers after these users changed; the others are the same objects, in any order."""
+    """The peers after these users changed; the others are the same objects. (No site has a user's id: checks.)"""
     ids = {t.id for t in touched}
     links = {w.owner: w.link for w in state.wireguards}
-    before = {(_user(t.before, links[t.before.wireguard])) for t in touched if isinstance(t.before, VpnUser)}
     after = [t.after for t in touched if isinstance(t.after, VpnUser) and t.after.enabled]
-    kept = (p for p in state.peers if p.owner not in ids or p not in before)
-    return (*kept, *(_user(u, links[u.wireguard]) for u in after))
+    kept = (p for p in state.peers if p.owner not in ids)
+    return _by_owner((*kept, *(_user(u, links[u.wireguard]) for u in after)))
+
+
+def _by_owner(peers: Iterable[Peer]) -> tuple[Peer, ...]:
+    return tuple(sorted(peers, key=attrgetter("owner")))
 
 
 def clamped(private_key: str) -> str:

@@ -17,6 +17,7 @@ from appliance.state import (
     Match,
     Nat,
     NftSet,
+    Peer,
     Route,
     Rule,
     Ruleset,
@@ -26,6 +27,7 @@ from appliance.state import (
     Unit,
     Verdict,
     VerdictMap,
+    Wireguard,
 )
 
 MACS = tuple(f"02:00:00:00:00:0{i}" for i in range(1, 5))
@@ -49,6 +51,8 @@ SETS = (
     ("m_mark", "ifname", "mark", False, ("eth0", "eth1"), ("1", "2")),
 )
 OWNERS = ("", "anna", "ben")
+TUNNELS = ("wg-a", "wg-b")
+KEYS = ("a" * 43 + "=", "b" * 43 + "=")
 
 
 def of(*choices: str) -> st.SearchStrategy[str]:
@@ -117,7 +121,8 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
 @st.composite
 def states(draw: st.DrawFn) -> State:
     links = draw(st.lists(st.sampled_from(range(4)), unique=True))
-    names = [NAMES[i] for i in links]
+    tunnels = draw(st.lists(st.sampled_from(TUNNELS), unique=True))
+    names = [*(NAMES[i] for i in links), *tunnels]
     files = draw(st.dictionaries(of("/etc/a", "/etc/b", "/etc/c/d"), of("one\n", "two\n", ""), max_size=3))
     return State(
         files=tuple(
@@ -137,7 +142,16 @@ def states(draw: st.DrawFn) -> State:
         sysctls=tuple(
             Sysctl(key, draw(of("0", "1"))) for key in ("net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter")
         ),
-        links=tuple(Link(NAMES[i], MACS[i], draw(st.sampled_from((1500, 1400)))) for i in links),
+        links=(
+            *(Link(NAMES[i], MACS[i], draw(st.sampled_from((1500, 1400)))) for i in links),
+            *(Link(name, "", draw(st.sampled_from((1420, 1280))), kind="wireguard") for name in tunnels),
+        ),
+        wireguards=tuple(Wireguard(n, draw(of(*KEYS)), 51820 + TUNNELS.index(n)) for n in tunnels),
+        peers=tuple(
+            Peer(n, key, (f"10.99.{number}.2/32",), draw(of("", *KEYS)), draw(of("", "192.0.2.9:51820")))
+            for n in tunnels
+            for number, key in enumerate(draw(st.lists(of(*KEYS), unique=True)))
+        ),
         addresses=tuple(
             Address(name, cidr, draw(st.booleans()))
             for name in names

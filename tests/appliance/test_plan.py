@@ -81,6 +81,8 @@ def test_order(before: State, after: State) -> None:
     order = [
         ("set sysctl",),
         ("set link",),
+        ("set wireguard",),
+        ("set peer",),
         ("add address",),
         ("add route",),
         ("add rule",),
@@ -89,6 +91,7 @@ def test_order(before: State, after: State) -> None:
         ("stop unit", "start unit", "restart unit", "reload unit"),
         ("add advert",),
         ("remove advert",),
+        ("remove peer",),
         ("remove rule",),
         ("remove route",),
         ("remove address",),
