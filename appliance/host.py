@@ -388,18 +388,6 @@ class LinuxHost:
             self._wireguard = WireguardLinks()
         return self._wireguard
 
-    def peers(self, state: State) -> dict[str, dict[str, int | str]]:
-        """What WireGuard counts of each peer of a State, by the peer's owner; nothing of one that is not there."""
-        links = tuple(link.name for link in state.links if link.kind == "wireguard")
-        if not links:
-            return {}
-        owners = {(p.link, p.public_key): p.owner for p in state.peers}
-        try:
-            counted = self.wireguard.counters(links)
-        except NetlinkError as error:
-            raise HostError(str(error)) from None
-        return {owners[key]: found for key, found in counted.items() if key in owners}
-
     def _table(self, wished: Ruleset, table: str) -> Ruleset:
         found = nftlist.listing(wished, table)
         if found is None:

@@ -27,6 +27,7 @@ from router.compile import compile
 from router.config import Config
 from tests.bed import CELL, Bed
 from tests.bench import documents as d
+from tests.bench import vpn
 from tests.bench.figures import Figure, figure, middle
 from tests.bench.traffic import Prober, connections_per_second
 
@@ -71,6 +72,8 @@ def run() -> list[Figure]:
                 rates[n].append(_rate(bed, n))
             if n == 10:
                 found += _reordered(bed, floor, 1_000)
+            if n == 10:
+                found += vpn.users(bed, _config(bed, 10))
             if n == 1_000:
                 found += _unchanged(bed, n)
                 found += _processes(bed, n)
