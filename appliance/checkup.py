@@ -25,6 +25,7 @@ from appliance import dhcpask, probe, probe6
 ASK_S = 2.0  # of one question
 ALL_S = 15.0  # of all of them; whose turn has not come by then is not asked
 MOST = 24
+SHAKEN_S = 240.0  # who keeps a session alive shakes hands every two minutes (REKEY_AFTER_TIME), and tries for a while
 
 Ask = dict[str, str]
 Told = tuple[bool, str]
@@ -181,6 +182,23 @@ def _session(peer: str, told: dict[str, Any]) -> Told:
     return True, f"the session with {peer} stands; {', '.join(counts)}"
 
 
+def _wireguard(checks: Sequence[Ask]) -> list[Told]:
+    """By the handshakes that the kernel remembers; nothing is sent."""
+    from appliance.wireguard import WireguardLinks
+
+    counted = WireguardLinks().counters(tuple({check["link"] for check in checks}))
+    return [_shaken(check["target"], counted.get((check["link"], check["target"]))) for check in checks]
+
+
+def _shaken(key: str, told: dict[str, int | str] | None) -> Told:
+    if told is None:
+        return False, f"the kernel knows no peer {key}"
+    if not told["handshake"]:
+        return False, f"peer {key} has never shaken hands"
+    age = time.time() - int(told["handshake"])
+    return age <= SHAKEN_S, f"peer {key} shook hands {age:.0f} s ago, at {told['endpoint'] or 'nowhere'}"
+
+
 _KINDS: dict[str, tuple[bool, Callable[[Sequence[Ask]], list[Told]]]] = {
     "gateway": (True, _gateways),
     "dns": (False, _dns),
@@ -188,6 +206,7 @@ _KINDS: dict[str, tuple[bool, Callable[[Sequence[Ask]], list[Told]]]] = {
     "tcp": (True, _tcp),
     "report": (False, _report),
     "bgp": (True, _bgp),
+    "wireguard": (True, _wireguard),
 }
 
 

@@ -34,6 +34,7 @@ _REMEDY = {
     "dhcp": "read the log of this link's DHCP unit",
     "tcp": "start what should listen there, or take the object out of the document",
     "forward": "start what should listen there, or take the forward out of the document",
+    "wireguard": "compare keys, preshared key and endpoint with the far end; is its UDP port open on the way?",
     "bgp": "compare AS numbers, password and addresses with the peer; is TCP port 179 open on the way?",
     "report": "read the log of the unit that reports",
     "certificate": "push a document with a renewed certificate",

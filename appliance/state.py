@@ -460,10 +460,11 @@ class Check:
     tcp        an address     it takes connections on the port `name`
     forwards   ""             what the ruleset's maps translate TCP to takes connections: a sample, in turn
     bgp        an address     the session with this peer stands
+    wireguard  a public key   this peer of `link` has shaken hands within the last four minutes
     report     a path         a daemon's own word there: JSON {"ok", "words"}, not older than `name` seconds
     """
 
-    kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "report"]
+    kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "wireguard", "report"]
     target: str = ""
     name: str = ""
     expect: str = ""

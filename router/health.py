@@ -2,6 +2,7 @@
 
     gateways    of public interfaces, and the next hops of static routes
     dns         each network's server for the router's own name, and the upstream servers for the root
+    wireguard   sites that are to be kept alive
     dhcp        each network's server for one known host of it: it must be offered its own address
     forwards    a sample of them, in turn
 
@@ -18,11 +19,20 @@ from router.config import Config, Host
 from router.links import link_name
 from router.places import places
 from router.routing import subnets, towards
+from router.tunnels import tunnel_link
 
 
 def compile_health(config: Config, facts: Facts) -> State:
     """The checks, and nothing that a machine is."""
-    return State(checks=(*_gateways(config, facts), *_dns(config, facts), *_forwards(config), *_dhcp(config, facts)))
+    return State(
+        checks=(
+            *_gateways(config, facts),
+            *_dns(config, facts),
+            *_forwards(config),
+            *_sites(config),
+            *_dhcp(config, facts),
+        )
+    )
 
 
 def revise_health(checks: tuple[Check, ...], config: Config, facts: Facts) -> tuple[Check, ...]:
@@ -62,6 +72,12 @@ def _dns(config: Config, facts: Facts) -> Iterator[Check]:
 def _forwards(config: Config) -> Iterator[Check]:
     if any(not is_v6(i.addresses[0]) for i in config.interfaces if i.use == "public" and i.addresses):
         yield Check("forwards")
+
+
+def _sites(config: Config) -> Iterator[Check]:
+    for site in sorted(config.wireguard_sites, key=lambda s: s.id):
+        if site.keepalive:  # who keeps nothing alive may be silent for as long as he likes
+            yield Check("wireguard", site.public_key, link=tunnel_link("wg", site.wireguard), owner=site.id)
 
 
 def _dhcp(config: Config, facts: Facts) -> Iterator[Check]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64decode, b64encode
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from appliance.checkup import _shaken
 from appliance.fake import FakeHost
 from appliance.plan import Flows, Lost, Step, diff, digest, plan
-from appliance.state import Peer, State, Touched, Wireguard
+from appliance.state import Check, Peer, State, Touched, Wireguard
 from router.checks import problems, revised
 from router.compile import compile, revise
 from router.config import Config
@@ -80,6 +82,29 @@ def test_what_is_no_key(key: str) -> None:
     if key != "A" * 43 + "=":
         with pytest.raises(ValidationError):
             VpnUser.model_validate({"id": "a", "wireguard": "w", "public_key": key, "addresses": [ALICE]})
+
+
+def test_a_site_that_is_kept_alive_is_asked_for() -> None:
+    def asked(keepalive: int) -> list[Check]:
+        return [c for c in state(wireguard_sites=[site(keepalive=keepalive)]).checks if c.kind == "wireguard"]
+
+    assert asked(0) == []
+    assert asked(25) == [Check("wireguard", KEYS[5], link="wg-road", owner="office")]
+
+
+@pytest.mark.parametrize(
+    ("told", "is_well", "words"),
+    [
+        (None, False, "knows no peer"),
+        ({"handshake": 0, "endpoint": ""}, False, "never"),
+        ({"handshake": int(time.time()) - 300, "endpoint": "a:1"}, False, "ago"),
+        ({"handshake": int(time.time()) - 100, "endpoint": "a:1"}, True, "at a:1"),
+    ],
+)
+def test_what_a_handshake_says(told: dict[str, int | str] | None, is_well: bool, words: str) -> None:
+    found, said = _shaken("key", told)
+    assert found is is_well
+    assert words in said
 
 
 # --- a user more or less ----------------------------------------------------------------------------------------------
