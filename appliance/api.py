@@ -162,6 +162,7 @@ def _state(engine: Engine, view: str) -> dict[str, Any]:
             "digest": current.digest,
             "converged": not engine.broken,
             "broken": engine.broken,
+            "refused": [f"{p['path']}: {p['message']}" for p in engine.current.refused],
             "awaiting": {"generation": waiting.generation.number, "deadline": waiting.deadline} if waiting else None,
             "drift": [_drift(d) for d in engine.drifts[-10:]],
         }
@@ -207,9 +208,12 @@ def _health(engine: Engine) -> dict[str, Any]:
     with engine.lock:
         recent, troubles = [d for d in engine.drifts if not d.healed], engine.examine()
         return {
-            "healthy": not (engine.broken or engine.legacy or any(trouble.grave for trouble in troubles)),
+            "healthy": not (
+                engine.broken or engine.current.refused or engine.legacy or any(trouble.grave for trouble in troubles)
+            ),
             "generation": engine.current.number,
             "broken": engine.broken,
+            "refused": [f"{p['path']}: {p['message']}" for p in engine.current.refused],
             "awaiting": engine.awaiting is not None,
             "drift": {"healed": len(engine.drifts) - len(recent), "reported": len(recent)},
             "legacy": engine.legacy,

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic_core import to_json
 
+from appliance.apart import folder_of, standing
 from appliance.changes import Applied, apply_operations
 from appliance.closed import closed
 from appliance.decode import decode_change, decode_document
@@ -28,7 +29,7 @@ from appliance.metrics import Metrics
 from appliance.plan import Step, diff, digest, outline, plan
 from appliance.roles import Role
 from appliance.settings import Settings
-from appliance.state import Facts, Problem, Ruleset, State
+from appliance.state import Facts, Pool, Problem, Ruleset, State, Unit
 from appliance.store import Record, Store, StoreError
 from appliance.usage import SOURCE, Usage, source_of
 from appliance.vitals import Trouble
@@ -62,6 +63,11 @@ class Generation:
     config: Model | None
     state: State
     record: Record | None = None
+
+    @property
+    def refused(self) -> list[Any]:
+        """What of the document stands apart, was refused, and is as it was before: {folder, path, message}."""
+        return self.record.refused if self.record else []
 
 
 @dataclass(slots=True)
@@ -107,6 +113,7 @@ class Pushed(Generic[T]):
     document: bytes | None = None
     operations: list[Any] = field(default_factory=list)
     connection: str = ""
+    refused: list[Any] = field(default_factory=list)
 
 
 class Engine:
@@ -181,7 +188,20 @@ class Engine:
         config = self._config(number)
         self._facts = self.host.facts()
         record = self.store.records[number]
-        return Generation(number, record.digest, config, self.role.compile(config, self._facts), record)
+        state = self.role.compile(config, self._facts)
+        if record.refused:
+            state = self._standing(state, record.stands, {str(r["folder"]) for r in record.refused})
+        return Generation(number, record.digest, config, state, record)
+
+    def _standing(self, state: State, number: int, folders: set[str]) -> State:
+        """`state` with what was refused as generation `number` had it; where that is forgotten, with nothing there."""
+        try:
+            before = self._load(number).state
+        except (LookupError, OSError, DocumentError):
+            before = State()
+        for folder in folders:
+            state = standing(state, before, folder)
+        return state
 
     def _config(self, number: int) -> Any:
         """The config of generation `number` from the disk. Raises KeyError, OSError or DocumentError."""
@@ -257,8 +277,8 @@ class Engine:
         with self.lock:
             try:
                 pushed = self._put(body, "") if "config" in parse(body) else self._patch(body, "")
-                steps = self._steps_to(pushed.state)
-                self._check(steps, pushed.state)
+                demanded = self._steps_to(pushed.state)
+                steps = self._checked(demanded, pushed)
                 flows = self.host.flows(steps)
             except Refused as refused:
                 return refused.answer
@@ -275,7 +295,8 @@ class Engine:
                     "units": [f"{s.verb} {s.name}" for s in steps if s.kind == "unit"],
                     "flows": flows,
                     "confirm": self._demands(steps),
-                    "plan": digest(steps),
+                    "plan": digest(demanded),
+                    **_refused(pushed.refused),
                 },
             )
 
@@ -373,6 +394,8 @@ class Engine:
         return pushed
 
     def _revised(self, applied: Applied) -> State:
+        if self.current.refused:  # the current State is not what its document says: nothing to start from
+            return self.role.compile(applied.config, self._facts)
         state = self.role.revise(self.current.state, applied.config, applied.touched, self._facts)
         return state if state is not None else self.role.compile(applied.config, self._facts)
 
@@ -419,13 +442,16 @@ class Engine:
         if pushed.number > self.current.number:
             base = self.current.number
             record = Record(pushed.number, self.host.now(), "same", pushed.digest, base=base, status="kept")
+            if before := self.current.record:
+                record.refused, record.stands = before.refused, before.stands
             try:
                 self.store.begin(record, None)
             except StoreError as error:
                 return _untouched(error)
             self.current = replace(self.current, number=pushed.number, digest=pushed.digest, record=record)
             self.metrics.generation(pushed.number)
-        return Answer(200, {"generation": pushed.number, "result": "unchanged", "timings": self._rounded()})
+        told = {"generation": pushed.number, "result": "unchanged", "timings": self._rounded()}
+        return Answer(200, {**told, **_refused(self.current.refused)})
 
     # --- the transaction itself
 
@@ -437,7 +463,7 @@ class Engine:
             words = "the plan is not the one demanded any more; ask for it again"
             raise Refused(412, {"error": words, "plan": digest(steps), "steps": outline(steps)})
         with self._timed("check"):
-            self._check(steps, pushed.state)
+            steps = self._checked(steps, pushed)
         seconds = pushed.confirm or (SECONDS_TO_CONFIRM if self._demands(steps) else 0)
         kind: Any = pushed.kind
         record = Record(
@@ -446,13 +472,19 @@ class Engine:
         )  # fmt: skip
         if pushed.document is not None:
             record.base, record.operations = 0, []
+        self._note_refused(record, pushed, before)
         try:
             with self._timed("journal"):
                 self.store.begin(record, pushed.document)
         except StoreError as error:
             return _untouched(error)
         after = Generation(pushed.number, pushed.digest, pushed.config, pushed.state, record)
-        failed = self._commit(steps) or self._verify(steps, pushed.state)
+        failed = self._commit(steps, pushed.state)
+        if failed and failed["folder"]:
+            steps, failed = self._without(steps, pushed, failed)
+            self._note_refused(record, pushed, before)
+            after = replace(after, state=pushed.state)
+        failed = failed or self._verify(steps, pushed.state)
         if failed and failed.get("refused"):
             self._note(record, status="undone", why=str(failed["error"])[:2000])
             told = [{"path": failed["step"], "message": failed["evidence"]}]
@@ -463,31 +495,68 @@ class Engine:
             return self._await(before, after, seconds, pushed.connection, len(steps))
         return self._kept(before, after, len(steps))
 
-    def _check(self, steps: tuple[Step, ...], state: State) -> None:
+    def _checked(self, steps: tuple[Step, ...], pushed: Pushed[Any]) -> tuple[Step, ...]:
+        """The steps that the dry checks take. What stands apart and is refused stays as it was. Raises Refused."""
         try:
-            self.host.check(steps, state)
+            self.host.check(steps, pushed.state)
         except CheckError as error:
-            raise Refused(
-                422, {"error": "a dry check refused it; nothing was touched", "problems": error.problems}
-            ) from None
+            problems = error.problems
+            if not all(p.get("folder") for p in problems) or pushed.refused:
+                raise Refused(
+                    422, {"error": "a dry check refused it; nothing was touched", "problems": problems}
+                ) from None
+            return self._checked(self._apart(pushed, problems), pushed)
+        return steps
 
-    def _commit(self, steps: tuple[Step, ...]) -> dict[str, Any] | None:
-        """Take the steps. Returns the evidence where one fails."""
+    def _apart(self, pushed: Pushed[Any], problems: list[dict[str, str]]) -> tuple[Step, ...]:
+        """Leave what was refused as it is. The steps to what is left."""
+        pushed.refused = [*pushed.refused, *problems]
+        for folder in {p["folder"] for p in problems}:
+            pushed.state = standing(pushed.state, self.current.state, folder)
+        self.log.error("refused", generation=pushed.number, problems=str(problems)[:2000])
+        return self._steps_to(pushed.state)
+
+    def _without(
+        self, steps: tuple[Step, ...], pushed: Pushed[Any], failed: dict[str, Any]
+    ) -> tuple[tuple[Step, ...], dict[str, Any] | None]:
+        """A step failed of what stands apart: that becomes what it was, and all else what it shall be. The steps that
+        were taken, and the evidence where one fails again."""
+        tried = pushed.state
+        told = {"folder": failed["folder"], "path": failed["step"], "message": str(failed["evidence"])[:1000]}
+        self._apart(pushed, [told])
+        try:
+            again = plan(self.host.observe(pushed.state, [tried, *self._leftovers()]), pushed.state)
+        except HostError as error:
+            return steps, {"step": "observe", "object": "", "folder": "", **_told(error)}
+        return (*steps, *again), self._commit(again, pushed.state)
+
+    def _note_refused(self, record: Record, pushed: Pushed[Any], before: Generation) -> None:
+        if pushed.refused:
+            record.refused = pushed.refused
+            stands = before.record.stands if before.refused and before.record else before.number
+            record.stands = stands
+            if record.generation in self.store.records:
+                self._note(record, refused=pushed.refused, stands=stands)
+
+    def _commit(self, steps: tuple[Step, ...], state: State) -> dict[str, Any] | None:
+        """Take the steps to `state`. Returns the evidence where one fails."""
         for step in steps:
             with self._timed(step.kind):
                 try:
                     self._take(step)
                 except Exception as error:  # whatever it is, the machine is half changed
                     refused = isinstance(error, HostError) and error.refused and step is steps[0]
-                    return {"step": str(step), "object": step.owner, **_told(error), "refused": refused}
+                    told = {"step": str(step), "object": step.owner, **_told(error), "refused": refused}
+                    return {**told, "folder": folder_of(step, state)}
         return None
 
     def _take(self, step: Step) -> None:
         """One step. What counts traffic takes its counters along when it goes: they are read before."""
-        if step.kind != "meters":
-            return self.host.commit(step)
-        self._add_up()
+        if _takes_counters(step):
+            self._add_up()
         self.host.commit(step)
+        if step.kind != "meters":
+            return
         named = {source_of(name, key) for name, keys in step.elements.items() for key in (*keys[0], *keys[1])}
         self.usage.forget(lambda source: source.startswith(SOURCE) if step.whole else source in named)
 
@@ -523,8 +592,11 @@ class Engine:
             self.log.error("journal", error=str(error))  # it is as it was, and is tried again with the next push
         return Answer(
             200,
-            {"generation": after.number, "result": "applied", "steps": taken, "timings": self._rounded()},
-        )
+            {
+                "generation": after.number, "result": "applied", "steps": taken, "timings": self._rounded(),
+                **_refused(after.refused),
+            },
+        )  # fmt: skip
 
     def _await(self, before: Generation, after: Generation, seconds: int, connection: str, taken: int) -> Answer:
         record, deadline = after.record, self.host.now() + seconds
@@ -546,6 +618,7 @@ class Engine:
             "confirm": {"seconds": seconds, "deadline": self.awaiting.deadline},
             "steps": taken,
             "timings": self._rounded(),
+            **_refused(self.awaiting.generation.refused),
         }
 
     def _adopt(self, after: Generation) -> None:
@@ -754,6 +827,11 @@ def _untouched(error: Exception) -> Answer:
     return Answer(500, {"error": str(error), "evidence": _told(error)["evidence"], "result": "nothing touched"})
 
 
+def _refused(problems: list[Any]) -> dict[str, Any]:
+    """What of a document is not in force, for an answer; nothing where all of it is."""
+    return {"refused": [{"path": p["path"], "message": p["message"]} for p in problems]} if problems else {}
+
+
 def _told(error: Exception) -> dict[str, str]:
     """An error's words, and the evidence where it brings some."""
     return {"error": _words(error), "evidence": str(getattr(error, "evidence", "") or _words(error))}
@@ -769,6 +847,13 @@ def _words(error: Exception) -> str:
 def _of_machine(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """Without the end of flows: those are a deed, and nothing that a machine is."""
     return tuple(s for s in steps if s.kind != "flows")
+
+
+def _takes_counters(step: Step) -> bool:
+    """Does a step end what counts traffic: elements, a haproxy's worker, or one of its servers?"""
+    if isinstance(step.before, Pool) and isinstance(step.after, Pool):
+        return not {s.name for s in step.before.servers} <= {s.name for s in step.after.servers}
+    return step.kind == "meters" or (isinstance(step.before, Unit) and step.before.console != "")
 
 
 def _is_first_filter(step: Step) -> bool:

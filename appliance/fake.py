@@ -119,8 +119,9 @@ class FakeHost:
         return False
 
     def check(self, steps: Sequence[Step], after: State) -> None:
-        if self.refuse:
-            raise CheckError(self.refuse)
+        told = {s.after.apart for s in steps if isinstance(s.after, Unit)}
+        if found := [p for p in self.refuse if p.get("folder", "") in {"", *told}]:
+            raise CheckError(found)
         for step in steps:
             if isinstance(step.after, Unit):
                 _need(not set(step.after.checks) - {f.path for f in after.files}, f"{step}: a file to check is missing")

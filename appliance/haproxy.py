@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,22 @@ from appliance.machine import HaproxyError
 from appliance.state import Pool, Server
 
 ANSWER_S = 5.0
-READY_S = 20.0  # from a start or a reload until a worker of the new configuration runs
+READY_S = 10.0  # from a start or a reload until a worker of the new configuration runs
 _MAINTENANCE = 0x01  # srv_admin_state, forced by the CLI (management.txt, "show servers state")
 _SERVER_STATE_FIELDS = 19
+SLOTS = 64  # more workers than there ever are at once
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """What a master has: how often it was told to reload, how many times in a row that failed, and its workers' pids.
-
-    `current` is 0 while none runs what was read last.
+    """What a master has: how often it was told to reload, how many times in a row that failed, and its workers: `ages`
+    says by pid before how many reloads each was made. `current` is 0 while none runs what was read last.
     """
 
     reloads: int
     failed: int
     current: int
-    old: tuple[int, ...]
+    ages: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,28 @@ class Live:
     leaving: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What one worker counted of one pool (`server` "") or of one server of it: bytes of clients in and out, their
+    connections, their requests. `slot` names the worker among those there are; `epoch` is another for each."""
+
+    pool: str
+    server: str
+    slot: int
+    epoch: str
+    values: tuple[int, int, int, int]
+
+
 class Haproxy:
-    """One haproxy. Every method may raise HaproxyError; a connection for each command."""
+    """One haproxy. Every method may raise HaproxyError; a connection for each command.
+
+    An old worker is gone with its last connection, and what it counted too. So before each reload we connect to the
+    worker that will be old and say nothing: it stays until what it counted at last was read.
+    """
 
     def __init__(self, console: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.clock = console, clock
+        self._held: dict[int, socket.socket] = {}  # by the pid of the worker
 
     # --- its workers
 
@@ -60,7 +77,7 @@ class Haproxy:
 
     def wait_ready(self, reloads: int = -1) -> None:
         """Until a worker of what was read last runs: after a start, or after the reload that makes `reloads` more."""
-        end, found = self.clock() + READY_S, Workers(-1, 0, 0, ())
+        end, found = self.clock() + READY_S, Workers(-1, 0, 0, {})
         while self.clock() < end:
             with suppress(HaproxyError):  # while it begins, or begins anew, nobody answers
                 found = self.workers()
@@ -75,13 +92,30 @@ class Haproxy:
         """`tell` it to read its files anew, and wait until it has. What is up and what is down, the new worker takes
         over from the old one, by a file that lies there for as long."""
         states = Path(self.console).with_name("servers")
-        reloads = self.workers().reloads
+        before = self.workers()
+        self._hold(before.current)
         states.write_text(self._tell("show servers state").strip() + "\n")
         try:
             tell()
-            self.wait_ready(reloads)
+            self.wait_ready(before.reloads)
+        except HaproxyError:
+            self._let_go(before.current)
+            raise
         finally:
             states.write_text("1\n")
+
+    def _hold(self, pid: int) -> None:
+        with suppress(OSError):  # then it is gone when it is gone
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(ANSWER_S)
+            sock.connect(str(Path(self.console).with_name("haproxy.sock")))
+            sock.sendall(b"prompt\n")
+            sock.recv(64)
+            self._held[pid] = sock
+
+    def _let_go(self, pid: int) -> None:
+        if sock := self._held.pop(pid, None):
+            sock.close()
 
     # --- pools
 
@@ -139,10 +173,17 @@ class Haproxy:
 
     # --- what it counts
 
-    def counted(self, pid: int) -> list[Mapping[str, str]]:
-        """The rows of `show stat` of one worker, by the names of its columns."""
-        text = self._ask(f"@!{pid} show stat").strip().removeprefix("# ")
-        return list(csv.DictReader(text.splitlines()))
+    def counts(self) -> list[Count]:
+        """What all workers counted. Of an old one without connections it is the last, and it goes."""
+        found, told = self.workers(), list[Count]()
+        for pid, age in found.ages.items():
+            rows = rows_of(self._ask(f"@!{pid} show stat"))
+            told += counts_of(rows, (found.reloads - age) % SLOTS, f"{pid} {_start_of(pid)}")
+            if age and all(row["scur"] in ("", "0") for row in rows if row["pxname"].startswith("lb-")):
+                self._let_go(pid)
+        for pid in self._held.keys() - found.ages.keys():
+            self._let_go(pid)
+        return told
 
     # --- the socket
 
@@ -180,7 +221,7 @@ def _bracketed(address: str) -> str:
 def workers_of(text: str) -> Workers:
     """The answer to `show proc`: lines of pid, type, reloads (since it was made), and of the master what failed."""
     reloads = failed = current = 0
-    old = []
+    ages: dict[int, int] = {}
     for line in text.splitlines():
         words = line.split()
         if len(words) < 3 or not words[0].isdigit():
@@ -188,11 +229,34 @@ def workers_of(text: str) -> Workers:
         if words[1] == "master":
             reloads = int(words[2])
             failed = int(words[4].rstrip("]")) if words[3:4] == ["[failed:"] else 0
-        elif words[1] == "worker" and words[2] == "0":
-            current = int(words[0])
         elif words[1] == "worker":
-            old.append(int(words[0]))
-    return Workers(reloads, failed, current, tuple(old))
+            ages[int(words[0])] = int(words[2])
+            current = current if int(words[2]) else int(words[0])
+    return Workers(reloads, failed, current, ages)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """The answer to `show stat`, by the names of its columns."""
+    return list(csv.DictReader(text.strip().removeprefix("# ").splitlines()))
+
+
+def counts_of(rows: Iterable[Mapping[str, str]], slot: int, epoch: str) -> Iterator[Count]:
+    """Of our rules: their frontends (type 0) and servers (2); haproxy counts 64 bits."""
+    for row in rows:
+        if row["pxname"].startswith("lb-") and row["type"] in ("0", "2"):
+            is_server = row["type"] == "2"
+            requests = row.get("req_tot") or "0"
+            numbers = (row["bin"], row["bout"], row["stot"], requests)
+            a, b, c, d = (int(n or 0) for n in numbers)
+            yield Count(row["pxname"], row["svname"] if is_server else "", slot, epoch, (a, b, c, d))
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in the kernel's ticks (proc(5), stat)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def servers_of(text: str) -> dict[str, dict[str, Live]]:

@@ -11,12 +11,13 @@ import json
 import operator
 import os
 import pwd
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -89,6 +90,7 @@ class LinuxHost:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._adverts = Adverts(settings.run_dir)
         self._loaded = Path(settings.run_dir) / "loaded"
+        self._haproxies: dict[str, Haproxy] = {}  # by console
         self._pulse = Pulse(self.monotonic)
         self._vitals = Vitals(settings, metrics)
 
@@ -195,7 +197,9 @@ class LinuxHost:
         words = (err or out).decode(errors="replace").strip()
         for key, copy_path in copies.items():
             words = words.replace(copy_path, key[1:-1])
-        return {"path": f"unit {unit.name}", "message": words[:1000]}
+        named = _sections(words, {Path(path).name: files[path].content for path in unit.checks})
+        told = {"path": f"unit {unit.name}{named}", "message": words[:1000]}
+        return {**told, "folder": unit.apart} if unit.apart else told
 
     # --- steps
 
@@ -314,7 +318,7 @@ class LinuxHost:
     def _balancer(self, console: str) -> Haproxy:
         from appliance.haproxy import Haproxy  # most routers balance nothing: loaded where one does
 
-        return Haproxy(console)
+        return self._haproxies.setdefault(console, Haproxy(console))
 
     def _make_pool(self, part: Pool) -> None:
         self._balancer(part.console).make(part)
@@ -551,7 +555,7 @@ class LinuxHost:
 
     def readings(self, state: State) -> list[Reading]:
         try:
-            return [*meters.readings(state.meters), *self._of_peers(state)]
+            return [*meters.readings(state.meters), *self._of_peers(state), *self._of_pools(state)]
         except NetlinkError as error:
             raise HostError(f"cannot read the counters: {error}") from None
 
@@ -570,6 +574,19 @@ class LinuxHost:
             for (link, key), found in counted.items()
             if (peer := peers.get((link, key)))
         ]  # fmt: skip
+
+    def _of_pools(self, state: State) -> list[Reading]:
+        """What haproxy counted, all its workers. One that does not answer is read the next time."""
+        owners = {(p.console, p.name): p.owner for p in state.pools}
+        found = []
+        for console in {p.console for p in state.pools}:
+            with suppress(HaproxyError):
+                for c in self._balancer(console).counts():
+                    if owner := owners.get((console, c.pool)):
+                        source = f"haproxy {c.slot} {c.pool}/{c.server}"
+                        whose = ("backends", f"{owner}/{c.server}") if c.server else ("balancers", owner)
+                        found.append(Reading(*whose, source, c.values, c.epoch))
+        return found
 
     def counters(self) -> dict[str, dict[str, int]]:
         found = {}
@@ -668,6 +685,15 @@ def _filled(word: str, copies: dict[str, str]) -> str:
     for key, path in copies.items():
         word = word.replace(key, path)
     return word
+
+
+def _sections(words: str, contents: Mapping[str, str]) -> str:
+    """The sections of files that a tool's words name by line, as [haproxy.cfg:17]; "" for none."""
+    found = dict[str, None]()
+    for name, number in re.findall(r"\[([\w.-]+):(\d+)\]", words):
+        lines = contents.get(name, "").splitlines()[: int(number)]
+        found.update((line, None) for line in [x for x in lines if x[:1].isalpha()][-1:])
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _content(path: str) -> bytes:

@@ -37,6 +37,8 @@ class Record:
     why: str = ""
     plan: list[Any] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    refused: list[Any] = field(default_factory=list)  # what stands apart and was refused: {folder, path, message}
+    stands: int = 0  # the generation whose parts stand in their place
 
 
 class Store:
@@ -182,7 +184,8 @@ class Store:
     def _needed(self) -> dict[int, Record]:
         """The last KEEP kept generations with those they are changes of, and of the same time the undone ones."""
         needed: set[int] = set()
-        for kept in sorted(g for g, r in self.records.items() if r.status == "kept")[-KEEP:]:
+        last = sorted(g for g, r in self.records.items() if r.status == "kept")[-KEEP:]
+        for kept in (*last, *{r.stands for g in last if (r := self.records[g]).stands in self.records}):
             generation = kept
             while generation not in needed:
                 needed.add(generation)

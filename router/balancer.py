@@ -153,7 +153,7 @@ def _unit(files: tuple[File, ...], run: str) -> Unit:
         command=("haproxy", "-W", "-db", "-S", f"{run}/master.sock,mode,600", "-C", FOLDER, "-f", "haproxy.cfg"),
         reload="USR2",
         reload_on=told,
-        check=("haproxy", "-c", "-q", "-C", f"{{{FOLDER}}}", "-f", "haproxy.cfg"),
+        check=("haproxy", "-c", "-C", f"{{{FOLDER}}}", "-f", "haproxy.cfg"),
         checks=read,
         directories=((FOLDER, 0o700, "root"), (run, 0o755, "root")),
         # Its master stays root and ends workers that have become haproxy. Ports below 1024, also of a later reload.

@@ -21,7 +21,23 @@ import pytest
 from tests.bed import wait_for
 from tests.netns.calls import tcp
 from tests.netns.machines import Machine
-from tests.netns.stage import DB, DESK, L10, LAN, MAIL, NEAR, WEB, WORLD, WORLD_LOW, Json, Stage, allow, put
+from tests.netns.stage import (
+    DB,
+    DESK,
+    L10,
+    L20,
+    LAN,
+    LEFT,
+    MAIL,
+    NEAR,
+    WEB,
+    WORLD,
+    WORLD_LOW,
+    Json,
+    Stage,
+    allow,
+    put,
+)  # fmt: skip
 from tests.trials import trials
 
 PORT = 8080
@@ -120,7 +136,7 @@ def who(machine: Machine, times: int = 8, **more: Any) -> Counter[str]:
 
 def worker(stage: Stage) -> str:
     """The pids of haproxy's workers: another set after a reload."""
-    return " ".join(sorted(stage.run("pgrep -x haproxy").split()))
+    return " ".join(sorted(stage.bed.run("pgrep", "-x", "haproxy", check=False).split()))
 
 
 # --- algorithms, and changes while it runs ----------------------------------------------------------------------------
@@ -177,11 +193,13 @@ def test_a_server_that_goes_ends_what_it_has(stage: Stage, webs: Webs) -> None:
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-def certificate(folder: Path, name: str, curve: bool = False) -> Json:
+KINDS = {"rsa": ("rsa:2048",), "curve": ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"), "ed25519": ("ed25519",)}
+
+
+def certificate(folder: Path, name: str, kind: str = "rsa") -> Json:
     """A self-signed certificate for `name`, as a document has it."""
     key, cert = folder / f"{name}.key", folder / f"{name}.crt"
-    kind = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1") if curve else ("rsa:2048",)
-    argv = ("openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-keyout", str(key), "-out", str(cert))
+    argv = ("openssl", "req", "-x509", "-newkey", *KINDS[kind], "-nodes", "-keyout", str(key), "-out", str(cert))
     more = ("-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
     subprocess.run((*argv, *more), check=True, capture_output=True)
     return {"_": "certificates", "id": name, "certificate": cert.read_text(), "key": key.read_text()}
@@ -199,7 +217,7 @@ def shake(machine: Machine, context: ssl.SSLContext, name: str, port: int = 443)
 
 
 def test_tls_ends_here_by_the_name_asked_for(stage: Stage, webs: Webs, tmp_path: Path) -> None:
-    one, two = certificate(tmp_path, "one.test"), certificate(tmp_path, "two.test", curve=True)
+    one, two = certificate(tmp_path, "one.test"), certificate(tmp_path, "two.test", "curve")
     tls = {"certificates": ["one.test", "two.test"]}
     secure = rule("site", port=443, tls=tls)
     stage.push(secure, one, two, *OPEN)
@@ -401,7 +419,7 @@ def test_a_source_sticks_over_a_reload(stage: Stage, webs: Webs) -> None:
     before = worker(stage)
     stage.bed.patch(put({**site, "timeouts": {"client": 40}}))
     assert worker(stage) != before
-    wait_for(lambda: len(worker(stage).split()) == 2, 10)
+    wait_for(lambda: bool(counted(stage)) and len(worker(stage).split()) == 2, 10)  # the old one is gone
     for source in sources:
         assert {ask(stage.world, source=source)[1]["who"] for _ in range(3)} == {first[source]}
 
@@ -451,6 +469,135 @@ def test_a_dead_server_is_not_asked_and_a_backup_is(stage: Stage, webs: Webs) ->
     finally:
         webs.start("desk")
     wait_for(lambda: who(stage.world, 4) == {"desk": 4}, 8)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_refused_configuration_blocks_nothing(stage: Stage, webs: Webs, tmp_path: Path) -> None:
+    """A key that is not its certificate's, which cannot be told of this kind without cryptography: haproxy does."""
+    stage.push(rule(), *OPEN)
+    before = worker(stage)
+    (tmp_path / "other").mkdir()
+    one, other = (certificate(folder, "one.test", "ed25519") for folder in (tmp_path, tmp_path / "other"))
+    wrong = {**one, "key": other["key"]}
+    secure = rule("secure", port=443, tls={"certificates": ["one.test"]})
+    answer = stage.bed.patch(put(secure), put(wrong), put(allow("more", L20, "tcp", 22)))
+    (told,) = answer.body["refused"]
+    assert told["path"] == "unit balancer (listen lb-secure)"
+    assert "one.test.pem" in told["message"]
+    assert who(stage.world) == {"web": 4, "mail": 4}
+    assert worker(stage) == before
+    health = stage.bed.appliance.health()
+    assert health.status == 503
+    assert "lb-secure" in health.body["refused"][0]
+    # What comes after it is made all the same, until it is right.
+    assert "refused" in stage.bed.patch(put(allow("again", L20, "tcp", 23))).body
+    assert "refused" not in stage.bed.patch(put(one)).body
+    assert ask(stage.world, at=(L10, 443), tls=trusting(one), name="one.test")[0] == 200
+    assert stage.bed.appliance.health().body["refused"] == []
+
+
+def test_what_it_cannot_do_blocks_nothing(stage: Stage, webs: Webs) -> None:
+    """A port that another process has: its dry check does not see that, its reload does."""
+    stage.push(rule(), *OPEN)
+    with stage.router.entered():
+        taken = socket.create_server((L10, 81))
+    with taken:
+        answer = stage.bed.patch(put(rule("two", port=81)), put(allow("more", L20, "tcp", 22)))
+        assert "reload unit balancer" in answer.body["refused"][0]["path"]
+        assert who(stage.world) == {"web": 4, "mail": 4}
+    assert "refused" not in stage.bed.patch(put(rule("two", port=81)), put(allow("more", L20, "tcp", 23))).body
+    assert who(stage.world, at=(L10, 81)) == {"web": 4, "mail": 4}
+
+
+# --- counters ---------------------------------------------------------------------------------------------------------
+
+
+WAYS = ("received", "sent")
+
+
+def counted(stage: Stage, kind: str = "balancers", ident: str = "site") -> Counter[str]:
+    told = stage.bed.appliance.usage().body["usage"].get(kind, {}).get(ident, {})
+    return Counter(
+        {name: told.get(name, 0) for name in ("received_bytes", "sent_bytes", "received_packets", "sent_packets")}
+    )
+
+
+def test_counters_outlive_changes_and_reloads(stage: Stage, webs: Webs) -> None:
+    """Every request is counted, whatever happens to the worker that had it: one is answered while it is old."""
+    stage.push(rule(), *OPEN)
+    before, of_web = counted(stage), counted(stage, "backends", "site/web")
+    sent = 0
+    for n in range(3):
+        who(stage.world, 8)
+        slow = threading.Thread(target=lambda: ask(stage.world, "/slow"))
+        slow.start()
+        time.sleep(0.3)
+        stage.bed.patch(put(rule("site", *ALL[: 2 + n % 2], timeouts={"client": 40 + n})))
+        stage.bed.patch(put(rule("site", backend("mail"), timeouts={"client": 40 + n})))
+        stage.bed.patch(put(rule("site", backend("mail"), backend("web"), timeouts={"client": 40 + n})))
+        who(stage.world, 2)
+        slow.join()
+        sent += 11
+        now = counted(stage)
+        assert (now - before)["sent_packets"] == (now - before)["received_packets"] == sent
+    assert (counted(stage) - before)["sent_bytes"] > 100 * sent
+    assert counted(stage, "backends", "site/web")["received_packets"] > of_web["received_packets"]
+    # The workers that were kept for it are let go.
+    wait_for(lambda: bool(counted(stage)) and len(worker(stage).split()) == 2, 10)
+
+
+# --- inside, and in IPv6 ----------------------------------------------------------------------------------------------
+
+
+def test_an_internal_balancer(stage: Stage, webs: Webs) -> None:
+    stage.push(
+        rule("inside", backend("web"), backend("db"), address=LAN, port=5432, protocol="tcp", sources=[f"{DESK}/32"])
+    )
+    assert who(stage.desk, at=(LAN, 5432)) == {"web": 4, "db": 4}
+    with pytest.raises(ConnectionError):
+        ask(stage.mail, at=(LAN, 5432))
+    stage.silent(tcp(stage.db, LAN, 5432), tcp(stage.world, LAN, 5432), tcp(stage.near, LEFT, 5432))
+
+
+def test_the_page_of_figures(stage: Stage, webs: Webs) -> None:
+    stage.push(rule(), PAGE, *OPEN)
+    who(stage.world)
+    for password, status in (("a secret of ours", "200"), ("another", "401"), ("", "401")):
+        argv = (
+            "curl",
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "-u",
+            f"admin:{password}",
+            f"http://{L10}:8081/stats",
+        )
+        assert stage.near.run(argv).stdout == status
+    page = stage.near.run(("curl", "-s", "-u", "admin:a secret of ours", f"http://{L10}:8081/stats;csv")).stdout
+    assert "lb-site,BACKEND" in page
+
+
+def test_a_dead_haproxy_is_started_anew(stage: Stage, webs: Webs) -> None:
+    stage.push(rule("site", backend("web")), *OPEN)
+    stage.bed.patch(put(rule("site", backend("web"), backend("mail", weight=2))))
+    stage.run("pkill -KILL -x haproxy")
+    wait_for(lambda: len(worker(stage).split()) == 2, 10)
+    wait_for(lambda: stage.bed.appliance.state().body["converged"], 10)
+    assert set(who(stage.world, 9)) == {"web", "mail"}
+
+
+def test_what_another_hand_changed_is_put_right(stage: Stage, webs: Webs) -> None:
+    stage.push(rule(), *OPEN)
+    root = Path(f"/proc/{stage.bed.driver.list()[0].pid}/root")
+    with socket.socket(socket.AF_UNIX) as hand:
+        hand.connect(str(root / "run/narthex/balancer/master.sock"))
+        told = stage.drift_after(lambda: hand.sendall(b"@1 set server lb-site/web state maint\n"))
+    assert "site" in told
+    assert set(who(stage.world, 24)) == {"web", "mail"}
 
 
 # --- under load -------------------------------------------------------------------------------------------------------

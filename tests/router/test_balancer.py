@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from appliance.document import DocumentError, validate
-from appliance.haproxy import Live, Workers, as_wished, servers_of, workers_of
+from appliance.haproxy import Count, Live, Workers, as_wished, counts_of, rows_of, servers_of, workers_of
 from appliance.plan import diff, plan
 from appliance.state import Pool, Server, State, Touched
 from router.certificate import certificate_problem, key_problem
@@ -284,8 +284,19 @@ SERVERS = """1
 
 
 def test_its_workers() -> None:
-    assert workers_of(PROC) == Workers(2, 1, 14294, (14000,))
-    assert workers_of("") == Workers(0, 0, 0, ())
+    assert workers_of(PROC) == Workers(2, 1, 14294, {14294: 0, 14000: 1})
+    assert workers_of("") == Workers(0, 0, 0, {})
+
+
+def test_its_counts() -> None:
+    said = (
+        "# pxname,svname,scur,stot,bin,bout,type,req_tot,\nlb-site,FRONTEND,0,5,100,200,0,7,\n"
+        "lb-site,a,0,3,60,120,2,,\nlb-site,BACKEND,0,5,100,200,1,7,\nstats-page,FRONTEND,0,1,1,1,0,1,\n\n"
+    )
+    assert list(counts_of(rows_of(said), 3, "12 34")) == [
+        Count("lb-site", "", 3, "12 34", (100, 200, 5, 7)),
+        Count("lb-site", "a", 3, "12 34", (60, 120, 3, 0)),
+    ]
 
 
 def test_its_servers() -> None:
