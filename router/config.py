@@ -1,6 +1,6 @@
 """What a router may be asked to be. Models only: meaning across objects is in checks.py, the packets' in oracle.py.
 
-Both address families have their place from the first version; where this version serves IPv4 alone, checks.py says so.
+Both address families mean the same wherever addresses stand; what translates takes IPv4 alone, and checks.py says so.
 A list of CIDRs may mix them: it says of each family's packets what its own members say, and one that has members of the
 other family alone says nothing of this one.
 """

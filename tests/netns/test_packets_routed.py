@@ -92,7 +92,8 @@ def test_ingress_lets_in_what_it_names(stage: Stage) -> None:
     stage.meets("mail", raw(stage.world, MAIL, GRE))
     stage.silent(
         tcp(stage.world, MAIL, 80), tcp(stage.world, WEB, 22), udp(stage.world, WEB, 5001, WORLD_HIGH),
-        raw(stage.world, WEB, GRE), echo(stage.world, WEB, icmp=(13, 0)), tcp(stage.world, DB, 80), tcp(stage.db, WEB, 80),
+        raw(stage.world, WEB, GRE), echo(stage.world, WEB, icmp=(13, 0)),
+        tcp(stage.world, DB, 80), tcp(stage.db, WEB, 80),
     )  # fmt: skip
 
 
