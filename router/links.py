@@ -43,6 +43,9 @@ _EACH = (
     ("net.ipv6.conf.{}.accept_ra", "0"),  # a guest must not become the router's router
 )
 
+# A guest that claims the router's link-local address while the kernel asks for it would take it, and IPv6, away.
+_EACH6 = (("net.ipv6.conf.{}.accept_dad", "0"),)
+
 
 def compile_links(config: Config, facts: Facts) -> State:
     """The sysctls, links and addresses of all interfaces."""
@@ -51,7 +54,7 @@ def compile_links(config: Config, facts: Facts) -> State:
         sysctls=(
             *(Sysctl(key, value) for key, value in _ALL),
             Sysctl("net.ipv6.conf.all.forwarding", "1" if speaks_v6(config) else "0"),
-            *(setting for i in interfaces for setting in _settings(i, link_name(i, facts))),
+            *(s for i in interfaces for s in _settings(i, link_name(i, facts), speaks_v6(config))),
         ),
         links=tuple(Link(link_name(i, facts), i.mac, i.mtu, owner=i.id) for i in interfaces),
         addresses=tuple(
@@ -62,10 +65,10 @@ def compile_links(config: Config, facts: Facts) -> State:
     )
 
 
-def _settings(interface: Interface, link: str) -> list[Sysctl]:
+def _settings(interface: Interface, link: str, v6: bool) -> list[Sysctl]:
     # sysctl(8) writes a dot inside a name as a slash: eth0.100 is net.ipv4.conf.eth0/100.rp_filter
     name = link.replace(".", "/")
-    return [Sysctl(key.format(name), value, interface.id) for key, value in _EACH]
+    return [Sysctl(key.format(name), value, interface.id) for key, value in (*_EACH, *(_EACH6 if v6 else ()))]
 
 
 def link_name(interface: Interface, facts: Facts) -> str:

@@ -299,3 +299,17 @@ def test_trace_tells_of_both_families(stage: DualStage) -> None:
     assert (outcome["verdict"], outcome["out_interface"], outcome["owners"][-1]) == ("forwarded", "lan", "web")
     outcome = stage.bed.appliance.trace({**asked, "dport": "22"}).body["outcome"]
     assert (outcome["verdict"], outcome["owners"]) == ("dropped", ["office"])
+
+
+def test_nobody_can_claim_the_routers_own_address_of_a_link(stage: DualStage) -> None:
+    """The kernel asks nobody whether it is taken: it is the router's as soon as the link is up."""
+    stage.push(*BOTH)
+    lines = stage.run("ip -o link").splitlines()
+    (link,) = (line.split()[1].strip(":").partition("@")[0] for line in lines if V6[2]["mac"] in line)
+    stage.run(f"ip link set {link} down")
+    stage.run(f"ip link set {link} up")
+    told = stage.run(f"ip -6 -o address show dev {link} scope link")
+    assert "fe80::" in told
+    assert "tentative" not in told
+    wait_for(lambda: LAN6 in stage.run(f"ip -6 -o address show dev {link}"))
+    stage.meets("router", echo(stage.web, LAN6))
