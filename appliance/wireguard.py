@@ -14,7 +14,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from errno import ENODEV, EOPNOTSUPP
+from errno import ENODEV, ENOENT, EOPNOTSUPP
 from importlib import import_module
 from importlib.util import find_spec
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -180,12 +180,12 @@ class WireguardLinks:
             raise wire.NetlinkError(what, wire.words(error)) from None
 
     def _read(self, link: str) -> _Device | None:
-        """A device, None where there is none of that name (or it is of another kind)."""
+        """A device, None where there is none of that name, it is of another kind, or the kernel has no WireGuard."""
         body = _GENL.pack(_GET_DEVICE, _VERSION, 0) + wire.attribute(_IFNAME, link.encode() + b"\0")
         try:
             answers = self._channel.dump(self._family(), body)
         except wire.KernelError as refusal:
-            if refusal.errno in (ENODEV, EOPNOTSUPP):
+            if refusal.errno in (ENODEV, EOPNOTSUPP, ENOENT):
                 return None
             raise wire.NetlinkError(f"read wireguard {link}", wire.words(refusal)) from None
         except OSError as error:

@@ -82,6 +82,12 @@ CASES = [
     (Flows(source="::1", sources=("2001:db8::/32", "::/127")), {6001, 6002}),
     (Flows(source="::1", sources=("2001:db8::/32",)), set()),
     (Flows(address="2001:db8::1"), set()),
+    (Flows(network="127.0.0.2/32"), {5002}),
+    (Flows(network="127.0.0.8/31"), {5003, 5004, PING}),
+    (Flows(network="127.0.5.0/24"), {5001, 5002, 5003, 5006, PING}),
+    (Flows(network="10.0.0.0/8"), set()),
+    (Flows(network="::/64"), {6001, 6002}),
+    (Flows(network="2001:db8::/32"), set()),
 ]
 
 
