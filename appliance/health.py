@@ -128,8 +128,9 @@ class Health:
 
     def _asked(self, state: State, now: float) -> Iterator[Result]:
         """The State's checks; what there was no time for keeps the result that it had."""
-        is_sampled = any(check.kind == "forwards" for check in state.checks)
-        turn = self._turn(state.ruleset if is_sampled else Ruleset())
+        sample = next((check for check in state.checks if check.kind == "forwards"), None)
+        turn = self._turn(state.ruleset if sample else Ruleset())
+        turn = {key: replace(check, here=sample.here if sample else "") for key, check in turn.items()}
         checks = [check for check in state.checks if check.kind != "forwards"]
         told = self._ask([*checks, *turn.values()])
         for check, answer in zip(checks, told, strict=False):
@@ -183,6 +184,8 @@ class Health:
                 say("check", kind=result.kind, object=result.object, target=result.target, why=result.why)
         found = list(self.results.values())
         self.metrics.replace("narthex_check_ok", {r.labels: int(r.ok) for r in found})
+        said = {f'report="{r.target}",words="{_label(r.why)}"': 1 for r in found if r.kind == "report"}
+        self.metrics.replace("narthex_report", said)
         self.metrics.replace("narthex_check_since_seconds", {r.labels: r.since for r in found})
         self.metrics.replace("narthex_certificate_days", {r.labels: r.days for r in found if r.days is not None})
         self.metrics.set("narthex_checks_failing", sum(not r.ok for r in found))
@@ -190,6 +193,11 @@ class Health:
 
 def _target(check: Check) -> str:
     return f"{check.target} port {check.name}" if check.kind == "tcp" else check.target
+
+
+def _label(words: str) -> str:
+    """Words as the value of a label in Prometheus' text."""
+    return words.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
 
 
 def _with_since(result: Result, before: Result | None) -> Result:

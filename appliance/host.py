@@ -71,6 +71,7 @@ BLOCK = 4096  # of a disk: what the smallest file takes
 CHECKUP_S = 30.0  # until the asking of all checks is ended: it keeps to half of that by itself
 _BEFORE_NFT = frozenset({"sysctl", "link", "wireguard", "peer", "address", "route", "rule"})
 LARGE = 16384  # characters of nft text: some hundred elements
+LET_GO_S = 3.0  # until a unit must have let go of an address that it was told to
 
 
 class LinuxHost:
@@ -268,12 +269,14 @@ class LinuxHost:
 
     def _address(self, step: Step, part: Address, gone: bool) -> None:
         if gone:
+            if part.floating:
+                self._wait_for_its_holder(part)
             self.netlink.remove_address(part)
             return
         if isinstance(step.before, Address) and step.before.connected != part.connected:
             self.netlink.remove_address(step.before)  # the flag of a standing address cannot be changed
         self.netlink.add_address(part)
-        if part.announce:
+        if part.announce and not part.floating:
             self.netlink.announce(part.link, part.cidr)
 
     def _shape(self, step: Step, part: Shaper) -> None:
@@ -281,6 +284,14 @@ class LinuxHost:
             self.shapers.remove(part.link)
         else:
             self.shapers.set(step.before if isinstance(step.before, Shaper) else None, part)
+
+    def _wait_for_its_holder(self, part: Address) -> None:
+        """Until the unit that has a floating address, and was told just now to let it go, has done so."""
+        deadline = self.monotonic() + LET_GO_S
+        while self.monotonic() < deadline:
+            if all(found.cidr != part.cidr for found in self.netlink.observe_addresses([part.link])):
+                return
+            time.sleep(0.02)
 
     def _file(self, part: File, gone: bool) -> None:
         path = Path(part.path)
@@ -677,7 +688,7 @@ def _looked_chain(wished: Chain, table: str) -> Chain:
     return Chain(wished.name, (UNKNOWN,), wished.hook)
 
 
-_OF_A_CHECK = ("kind", "target", "name", "expect", "link")
+_OF_A_CHECK = ("kind", "target", "name", "expect", "link", "here")
 _LEGACY_NAMES = (Path("/proc/net/ip_tables_names"), Path("/proc/net/ip6_tables_names"))
 
 

@@ -20,13 +20,14 @@ _HELP = {
     "narthex_memory_available_bytes": ("gauge", "What programs could still have, without swapping."),
     "narthex_clock_kept": ("gauge", "1 where NTP keeps the clock."),
     "narthex_check_ok": ("gauge", "1 where a check of health holds, by its kind, object and target."),
+    "narthex_report": ("gauge", "1 with a daemon's own words, by the file that it writes them to."),
     "narthex_check_since_seconds": ("gauge", "When a check became what it is, in seconds since 1970."),
     "narthex_checks_failing": ("gauge", "Checks of health that do not hold."),
     "narthex_certificate_days": ("gauge", "Days until a certificate ends."),
     "narthex_resident_bytes": ("gauge", "Resident memory of the agent."),
 }
 # Without anything to say they say nothing: a bare 0 would be an alarm.
-_BY_LABEL = frozenset({"narthex_check_ok", "narthex_check_since_seconds", "narthex_certificate_days"})
+_BY_LABEL = frozenset({"narthex_check_ok", "narthex_report", "narthex_check_since_seconds", "narthex_certificate_days"})
 
 
 class Metrics:

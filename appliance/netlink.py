@@ -63,14 +63,20 @@ class Netlink:
         return tuple(_known(_seen(w, found), {w: w}) for w in wished if (found := there.get(w.name)))
 
     def observe_addresses(self, links: Iterable[str], wished: Iterable[Address] = ()) -> tuple[Address, ...]:
-        """All permanent addresses of these links, without the link-local ones of IPv6."""
+        """All permanent addresses of these links, without the link-local ones of IPv6. One that floats is as wished."""
         known = {w: w for w in wished}
-        return tuple(_known(found, known) for name in dict.fromkeys(links) for found, _ in self._addresses(name))
+        floating = {(w.link, w.cidr): w for w in known if w.floating}
+        return tuple(floating.values()) + tuple(
+            _known(found, known)
+            for name in dict.fromkeys(links)
+            for found, _ in self._addresses(name)
+            if (name, found.cidr) not in floating
+        )
 
     def observe_routes(self, wished: Iterable[Route] = ()) -> tuple[Route, ...]:
-        """All routes of ours, whatever their table."""
+        """All routes of ours, whatever their table. One that floats is as wished."""
         known = {w: w for w in wished}
-        return tuple(
+        return tuple(w for w in known if w.floating) + tuple(
             _known(found, known)
             for body in self._dump_both("list routes", rtnl.GETROUTE, rtnl.route_question)
             if (found := rtnl.route_part(body, link_name))
@@ -130,7 +136,10 @@ class Netlink:
             self._do(what, rtnl.DELLINK, rtnl.link_gone(_index(what, link.name)), met=(ENODEV,))
 
     def add_address(self, address: Address) -> None:
-        """Add an address. One that is there with another `connected` is removed first: no message changes that."""
+        """Add an address. One that is there with another `connected` is removed first: no message changes that.
+        One that floats is left to whoever has it."""
+        if address.floating:
+            return
         what = f"add address {address.cidr} on {address.link}"
         index = _index(what, address.link)
         body = rtnl.address_body(address, index)
@@ -154,7 +163,11 @@ class Netlink:
             self.add_address(lost)
 
     def add_route(self, route: Route) -> None:
-        """Add a route, in the place of the one with the same destination, table and metric."""
+        """Add a route, in the place of the one with the same destination, table and metric. One that floats is left to
+        whoever has it, and takes the place of one of ours."""
+        if route.floating:
+            self.remove_route(route)
+            return
         what = f"add route {_route(route)}"
         body = rtnl.route_body(route, _index(what, route.link))
         self._do(what, rtnl.NEWROUTE, body, wire.CREATE | wire.REPLACE)

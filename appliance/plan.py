@@ -123,14 +123,16 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_set("link", "set", links),
         *_set("wireguard", "set", wireguards),
         *_set("peer", "set", peers),
-        *_set("address", "add", addresses),
-        *_set("route", "add", routes),
+        *_set("address", "add", _kept(addresses)),
+        *_set("route", "add", _kept(routes)),
         *_set("rule", "add", rules),
         *ruleset,
         *meters,
         *_set("shaper", "set", shapers),
         *_set("file", "write", files),
         *_units(before.units, after.units, {name for name, _, _ in files}),
+        *_set("address", "add", _landed(addresses)),
+        *_set("route", "add", _landed(routes)),
         # One that goes, goes with what its unit reads; what came with that is told again, which changes nothing.
         *_set("pool", "set", _pairs(before.pools, after.pools, lambda p: p.name)),
         *_set("advert", "add", adverts),
@@ -190,6 +192,19 @@ def _set(kind: Kind, verb: Verb, pairs: Pairs[P]) -> Iterator[Step]:
     for name, old, new in pairs:
         if new is not None:
             yield Step(kind, verb, name, old, new, owner=_owner(old, new))
+
+
+def _kept(pairs: Pairs[Any]) -> Pairs[Any]:
+    return [(name, old, new) for name, old, new in pairs if not _lands(old, new)]
+
+
+def _landed(pairs: Pairs[Any]) -> Pairs[Any]:
+    """What floated and shall stand: the unit that had it takes it away when it stops, so it comes after that."""
+    return [(name, old, new) for name, old, new in pairs if _lands(old, new)]
+
+
+def _lands(old: Any, new: Any) -> bool:
+    return old is not None and new is not None and old.floating and not new.floating
 
 
 def _gone(kind: Kind, pairs: Pairs[P]) -> Iterator[Step]:
@@ -441,10 +456,11 @@ def _line(part: Sysctl | Link | Wireguard | Peer | Address | Route | Rule) -> st
     if isinstance(part, Wireguard | Peer):
         return f"{'peer' if isinstance(part, Peer) else 'wireguard'} {part!r}"
     if isinstance(part, Address):
-        return f"address {part.cidr} on {part.link}{'' if part.connected else ' noprefixroute'}"
+        floating = " floating" if part.floating else ""
+        return f"address {part.cidr} on {part.link}{'' if part.connected else ' noprefixroute'}{floating}"
     if isinstance(part, Route):
-        source = f" src {part.source}" if part.source else ""
-        return f"route {route_key(part)} dev {part.link}{f' via {part.via}' if part.via else ''}{source}"
+        source, floating = f" src {part.source}" if part.source else "", " floating" if part.floating else ""
+        return f"route {route_key(part)} dev {part.link}{f' via {part.via}' if part.via else ''}{source}{floating}"
     return f"rule {rule_key(part)}"
 
 

@@ -211,13 +211,15 @@ def _hidden(key: str) -> str:
 class Address:
     """An address on a link, `cidr` as 10.1.1.1/24. Not `connected`: no route for its subnet (IFA_F_NOPREFIXROUTE).
 
-    `announce`: send a gratuitous ARP (RFC 5227, 3; IPv6: RFC 4861, 7.2.6) when it is added.
+    `announce`: send a gratuitous ARP (RFC 5227, 3; IPv6: RFC 4861, 7.2.6) when it is added. `floating`: one of the
+    State's units adds and removes it, as it agrees with another machine on whose it is: right if there and if not.
     """
 
     link: str
     cidr: str
     connected: bool = True
     announce: bool = field(default=True, compare=False)
+    floating: bool = False
     owner: str = field(default="", compare=False)
 
 
@@ -225,7 +227,8 @@ class Address:
 class Route:
     """A route. `destination` is a CIDR (0.0.0.0/0: the default), `via` a gateway or "" for on-link, `table` 254 = main.
 
-    `source` is the preferred source address or "". A gateway is taken as on-link (RTNH_F_ONLINK).
+    `source` is the preferred source address or "". A gateway is taken as on-link (RTNH_F_ONLINK). `floating`: as an
+    address is; it comes and goes with its source.
     """
 
     destination: str
@@ -234,6 +237,7 @@ class Route:
     table: int = 254
     source: str = ""
     metric: int = 0
+    floating: bool = False
     owner: str = field(default="", compare=False)
 
 
@@ -462,6 +466,8 @@ class Check:
     bgp        an address     the session with this peer stands
     wireguard  a public key   this peer of `link` has shaken hands within the last four minutes
     report     a path         a daemon's own word there: JSON {"ok", "words"}, not older than `name` seconds
+
+    `here`: an address without which it is not asked: what it asks of is with whoever has that now.
     """
 
     kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "wireguard", "report"]
@@ -469,6 +475,7 @@ class Check:
     name: str = ""
     expect: str = ""
     link: str = ""
+    here: str = ""
     owner: str = field(default="", compare=False)
 
 

@@ -19,6 +19,7 @@ from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
 from router.checks_bandwidth import limit_problems
 from router.checks_metadata import metadata_problems, told_problems
+from router.checks_redundancy import plugged_problems, redundancy_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
 from router.checks_wireguard import forward_clashes, user_problems, user_twins, wireguard_problems
 from router.claims import (
@@ -61,8 +62,9 @@ def problems(config: Config, facts: Facts | None = None) -> list[Problem]:
 def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
     yield from _identities(config)
     yield from interface_problems(config)
+    yield from redundancy_problems(config)
     if facts is not None:
-        yield from _plugged(config, facts)
+        yield from plugged_problems(config, facts) if config.redundancy else _plugged(config, facts)
     ground = survey(config)
     yield from network_problems(config, ground)
     yield from advertise_problems(config)

@@ -24,6 +24,7 @@ from router.health import compile_health, revise_health
 from router.links import compile_links
 from router.metadata import compile_metadata, revise_metadata
 from router.nat import compile_nat, revise_forwards, revise_static_nats
+from router.redundancy import digest_of, paired, repaired, seated
 from router.routed import compile_routed, revise_ingress
 from router.routing import compile_routing
 from router.senders import compile_senders
@@ -59,7 +60,9 @@ _PARTS = (
 
 def compile(config: Config, facts: Facts) -> State:
     """What the machine shall be. The config passed the checks. Raises LookupError for an absent MAC."""
-    return _together([part(config, facts) for part in _PARTS])
+    mine, here = seated(config, facts)
+    state = _together([part(mine, here) for part in _PARTS])
+    return paired(state, mine, here, facts, digest_of(config)) if config.redundancy else state
 
 
 def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Facts) -> State | None:
@@ -69,6 +72,7 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
         by_collection.setdefault(t.collection, []).append(t)
     if not by_collection.keys() <= _LOCAL or len(touched) > MOST_TOUCHED:
         return None
+    config, facts = seated(config, facts)
     ruleset = state.ruleset
     if found := by_collection.get("forwards"):
         ruleset = revise_forwards(ruleset, config, found)
@@ -100,8 +104,11 @@ def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Fa
     state = replace(state, files=files, ruleset=ruleset, meters=meters, checks=checks, peers=peers)
     state = revise_bandwidth(state, config, by_collection, facts)
     if found := [*by_collection.get("balancers", ()), *by_collection.get("certificates", ())]:
-        return revise_balancer(state, config, found, facts)
-    return state
+        revised = revise_balancer(state, config, found, facts)
+        if revised is None:
+            return None
+        state = revised
+    return repaired(state, config, touched) if config.redundancy else state
 
 
 def _together(parts: list[State]) -> State:

@@ -16,6 +16,7 @@ from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Labe
 from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_bandwidth import Limit
 from router.config_metadata import Metadata
+from router.config_redundancy import Redundancy
 from router.config_wireguard import VpnUser as VpnUser
 from router.config_wireguard import Wireguard as Wireguard
 from router.config_wireguard import WireguardSite as WireguardSite
@@ -322,3 +323,4 @@ class Config(Model):
     upstream: tuple[Address, ...] = ()
     limits: tuple[Limit, ...] = ()
     usage: bool = False
+    redundancy: Redundancy | None = None
