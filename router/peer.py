@@ -204,7 +204,7 @@ class Peer:
                     self.advertised_at = time.monotonic()
 
     def _is_late(self, at: float) -> bool:
-        return time.monotonic() - at > SILENT * self.told["interval"] + SLACK_S
+        return bool(time.monotonic() - at > SILENT * self.told["interval"] + SLACK_S)
 
     @property
     def has_carrier(self) -> bool:

@@ -61,7 +61,8 @@ def test_the_same_router_by_other_links() -> None:
     assert other == {"m_hairpin", "s_own", "s_service", "s_protocol"}, (
         "where each is asked by the other, and nothing else"
     )
-    assert [f for f in first.files if DIRECTORY not in f.path] == [f for f in second.files if DIRECTORY not in f.path]
+    files = [[f for f in state.files if DIRECTORY not in f.path] for state in (first, second)]
+    assert [replace(f, content=f.content.replace("r-2", "r-1")) for f in files[1]] == files[0], "but for its own name"
 
 
 def test_what_floats() -> None:
