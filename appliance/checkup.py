@@ -210,6 +210,26 @@ def _shaken(key: str, told: dict[str, int | str] | None) -> Told:
     return age <= SHAKEN_S, f"peer {key} shook hands {age:.0f} s ago, at {told['endpoint'] or 'nowhere'}"
 
 
+def _ipsec(checks: Sequence[Ask]) -> list[Told]:
+    """Those of one daemon are one question."""
+    from appliance.charon import CharonError, sessions
+
+    found: dict[str, dict[str, str] | str] = {}
+    for path in {check["target"] for check in checks}:
+        try:
+            found[path] = sessions(path)
+        except CharonError as error:
+            found[path] = str(error)
+    return [_tunnel(check["name"], found[check["target"]]) for check in checks]
+
+
+def _tunnel(name: str, there: dict[str, str] | str) -> Told:
+    if isinstance(there, str):
+        return False, there
+    words = there.get(name, "the peer does not answer, or does not agree")
+    return words.startswith("up"), words
+
+
 _KINDS: dict[str, tuple[bool, Callable[[Sequence[Ask]], list[Told]]]] = {
     "gateway": (True, _gateways),
     "dns": (False, _dns),
@@ -218,6 +238,7 @@ _KINDS: dict[str, tuple[bool, Callable[[Sequence[Ask]], list[Told]]]] = {
     "report": (False, _report),
     "bgp": (True, _bgp),
     "wireguard": (True, _wireguard),
+    "ipsec": (True, _ipsec),
 }
 
 

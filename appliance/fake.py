@@ -17,6 +17,7 @@ from appliance.state import (
     Address,
     Advert,
     Check,
+    Entry,
     Facts,
     File,
     Link,
@@ -199,7 +200,10 @@ class FakeHost:
             _need(gone or part.path.startswith("/"), f"{step}: not an absolute path")
             self.machine = replace(m, files=_with(m.files, part, lambda p: p.path, gone))
         elif isinstance(part, Unit):
-            self._tell(step, part)
+            self._order(step, part)
+        elif isinstance(part, Entry):
+            _need(gone or part.unit in {u.name for u in m.units}, f"{step}: {part.unit} does not run")
+            self.machine = replace(m, entries=_with(m.entries, part, lambda p: (p.unit, p.kind, p.name), gone))
         elif isinstance(part, Pool):
             _need(any(u.console == part.console for u in m.units), f"{step}: no haproxy answers on {part.console}")
             self.machine = replace(m, pools=_with(m.pools, part, lambda p: p.name, gone))
@@ -229,14 +233,17 @@ class FakeHost:
         )
         self.machine = replace(m, peers=_with(tuple(others), part, peer_key, gone))
 
-    def _tell(self, step: Step, unit: Unit) -> None:
+    def _order(self, step: Step, unit: Unit) -> None:
         running = {u.name for u in self.machine.units}
         _need(step.verb not in ("reload", "restart", "stop") or unit.name in running, f"{step}: not active")
         _need(step.verb == "stop" or bool(unit.command), f"{step}: no command")
         units = _with(self.machine.units, unit, lambda p: p.name, step.verb == "stop")
+        kept = self.machine.entries
+        if step.verb != "reload":
+            kept = tuple(t for t in kept if t.unit != unit.name)  # it forgets with its end
         is_gone = step.verb == "stop" and bool(unit.console)
         pools = tuple(p for p in self.machine.pools if not is_gone or p.console != unit.console)
-        self.machine = replace(self.machine, units=units, pools=pools)
+        self.machine = replace(self.machine, units=units, pools=pools, entries=kept)
         self.read[unit.name] = self._on_disk(unit)
         self.held.pop(unit.name, None)
 
@@ -270,6 +277,7 @@ class FakeHost:
             sysctls=tuple(s for s in m.sysctls if s.key in keys),
             pools=tuple(p for p in m.pools if p.name in {w.name for w in wished.pools}),
             units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),
+            entries=tuple(e for e in m.entries if e.unit in {u.name for u in wished.units}),
             probes=wished.probes,
             checks=wished.checks,
         )

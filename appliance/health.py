@@ -19,7 +19,7 @@ from appliance.engine import Engine
 from appliance.log import Log
 from appliance.machine import HostError, Told
 from appliance.metrics import Metrics
-from appliance.state import Check, File, NftSet, Ruleset, State
+from appliance.state import Check, NftSet, Ruleset, State
 
 EVERY_S = 60.0  # between two rounds
 EARLIEST_S = 10.0  # of a round after the one before, whatever has changed
@@ -36,6 +36,7 @@ _REMEDY = {
     "forward": "start what should listen there, or take the forward out of the document",
     "wireguard": "compare keys, preshared key and endpoint with the far end; is its UDP port open on the way?",
     "bgp": "compare AS numbers, password and addresses with the peer; is TCP port 179 open on the way?",
+    "ipsec": "compare secrets, ids, ciphers and networks with the peer; are UDP 500 and 4500 open on the way?",
     "report": "read the log of the unit that reports",
     "certificate": "push a document with a renewed certificate",
     "disk": "remove something, or make it larger",
@@ -99,7 +100,7 @@ class Health:
             found = [
                 *self._machine(now),
                 *self._units(state, now),
-                *_certificates(state.files, now),
+                *_certificates(state, now),
                 *self._asked(state, now),
             ]
             before = self.results
@@ -219,19 +220,22 @@ def _translated(found: NftSet, key: str) -> Check | None:
     return Check("tcp", address, first, owner=found.owners.get(key, "")) if first else None
 
 
-def _certificates(files: tuple[File, ...], now: float) -> Iterator[Result]:
-    for file in files:
-        if certificate.BEGIN not in file.content:
+def _certificates(state: State, now: float) -> Iterator[Result]:
+    """Those in files, and in entries, where they stand in JSON."""
+    texts = [(file.owner, file.path, file.content) for file in state.files]
+    texts += [(e.owner, f"{e.unit} {e.name}", e.content.replace("\\n", "\n")) for e in state.entries]
+    for owner, where, text in texts:
+        if certificate.BEGIN not in text:
             continue
         try:
-            end = certificate.ends(file.content)
+            end = certificate.ends(text)
         except certificate.CertificateError as error:
-            yield Result("certificate", file.owner, file.path, False, str(error), now, now)
+            yield Result("certificate", owner, where, False, str(error), now, now)
             continue
         if end is not None:
             days = (end - now) / 86400
             words = f"it ended {-days:.0f} days ago" if days < 0 else f"it ends in {days:.0f} days"
-            yield Result("certificate", file.owner, file.path, days >= DAYS, words, now, now, round(days, 2))
+            yield Result("certificate", owner, where, days >= DAYS, words, now, now, round(days, 2))
 
 
 class Rounds(threading.Thread):

@@ -41,6 +41,7 @@ from appliance.state import (
     Advert,
     Chain,
     Check,
+    Entry,
     Facts,
     File,
     Link,
@@ -63,6 +64,7 @@ from appliance.usage import Reading
 from appliance.vitals import Trouble, Vitals
 
 if TYPE_CHECKING:
+    from appliance.charon import Charon
     from appliance.haproxy import Haproxy
     from appliance.wireguard import WireguardLinks
 
@@ -94,6 +96,7 @@ class LinuxHost:
         self._haproxies: dict[str, Haproxy] = {}  # by console
         self._pulse = Pulse(self.monotonic)
         self._vitals = Vitals(settings, metrics)
+        self._charon: Charon | None = None
 
     # --- processes
 
@@ -248,6 +251,8 @@ class LinuxHost:
             self._make_pool(part)
         elif isinstance(part, Advert):
             (self._adverts.take_back if gone else self._adverts.tell)(part)
+        elif isinstance(part, Entry):
+            self._entry(part, gone)
         elif isinstance(part, Lost):
             conntrack.end_flows(*part.flows)
 
@@ -347,6 +352,35 @@ class LinuxHost:
                 found += as_wished(self._balancer(console).tidied(mine), mine)
         return wished if len(found) == len(wished) and all(map(operator.is_, found, wished)) else tuple(found)
 
+    def _entry(self, part: Entry, gone: bool) -> None:
+        from appliance.charon import CharonError
+
+        try:
+            (self.charon().withdraw if gone else self.charon().tell)(part)
+        except CharonError as error:
+            raise UnitError(part.unit, str(error)) from None
+
+    def charon(self) -> Charon:
+        """Who speaks with charon: nobody's business in a machine without IPsec, so that it is loaded when it is."""
+        from appliance.charon import Charon
+
+        self._charon = self._charon or Charon(Path(self.settings.run_dir) / "told")
+        return self._charon
+
+    def _entries(self, wished: State, left: Iterable[object]) -> tuple[Entry, ...]:
+        """The entries of all wished units that have some, or had them: `left` are those of before."""
+        units = {unit.name for unit in wished.units}
+        known = (*wished.entries, *(e for e in left if isinstance(e, Entry)))
+        sockets = {e.unit: e.socket for e in known if e.unit in units}
+        if not sockets:
+            return ()
+        from appliance.charon import CharonError
+
+        try:
+            return tuple(e for u, s in sockets.items() for e in self.charon().observe(u, s, wished.entries))
+        except CharonError as error:
+            raise UnitError("", str(error)) from None
+
     def _content_digest(self, unit: Unit) -> str:
         """A digest of the files that a unit reads, as they are on disk."""
         found = sha256()
@@ -376,6 +410,7 @@ class LinuxHost:
                 ruleset=self._table(wished.ruleset, TABLES["ruleset"]),
                 meters=self._table(wished.meters, TABLES["meters"]),
                 adverts=self._adverts.told(wished.adverts),
+                entries=self._entries(wished, (e for s in others for e in s.entries)),
                 probes=wished.probes,
                 checks=wished.checks,
             )
@@ -476,7 +511,8 @@ class LinuxHost:
             running = self.runner.processes()
         except UnitError as error:
             raise HostError(str(error)) from None
-        return self._pulse.look({name: pids for name, pids in running.items() if name != "agent"})
+        stuck = self._pulse.look({name: pids for name, pids in running.items() if name != "agent"})
+        return {**self._charon.forgetful(running), **stuck} if self._charon else stuck
 
     def renew(self, name: str) -> None:
         try:
@@ -515,6 +551,8 @@ class LinuxHost:
                 seen = replace(seen, pools=self._pools(wished.pools))
             if "shaper" in kinds:
                 seen = replace(seen, shapers=self._look_at_shapers(steps, wished))
+            if "entry" in kinds:
+                seen = replace(seen, entries=self._entries(wished, (s.before for s in steps)))
             for step in steps:
                 if step.kind == "ruleset":
                     seen = replace(seen, ruleset=self._look_at_table(step, wished.ruleset))

@@ -19,6 +19,7 @@ from appliance.state import (
     Address,
     Advert,
     Class,
+    Entry,
     File,
     FilterRule,
     Link,
@@ -68,12 +69,12 @@ class Lost:
 
 Kind = Literal[
     "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "meters", "shaper",
-    "file", "unit", "pool", "advert", "flows",
+    "file", "unit", "pool", "advert", "entry", "flows",
 ]  # fmt: skip
 Verb = Literal["set", "add", "remove", "apply", "write", "stop", "start", "reload", "restart", "end"]
 Part = (
     Sysctl | Link | Wireguard | Peer | Address | Route | Rule | Ruleset | Shaper
-    | File | Unit | Pool | Advert | Lost
+    | File | Unit | Pool | Advert | Entry | Lost
 )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ class Step:
         return f"{self.verb} {self.kind} {self.name}" + (f" ({self.owner})" if self.owner else "")
 
 
-P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool, Advert, Shaper)
+P = TypeVar("P", Sysctl, Link, Wireguard, Peer, Address, Route, Rule, File, Unit, Pool, Advert, Shaper, Entry)
 
 
 def plan(before: State, after: State) -> tuple[Step, ...]:
@@ -118,6 +119,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
     ruleset = tuple(_ruleset(before.ruleset, after.ruleset))
     meters = _meters(before.meters, after.meters)
     shapers = _pairs(before.shapers, after.shapers, lambda p: p.link)
+    units = tuple(_units(before.units, after.units, {name for name, _, _ in files}))
     return (
         *_set("sysctl", "set", sysctls),
         *_set("link", "set", links),
@@ -130,11 +132,12 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *meters,
         *_set("shaper", "set", shapers),
         *_set("file", "write", files),
-        *_units(before.units, after.units, {name for name, _, _ in files}),
+        *units,
         *_set("address", "add", _landed(addresses)),
         *_set("route", "add", _landed(routes)),
         # One that goes, goes with what its unit reads; what came with that is told again, which changes nothing.
         *_set("pool", "set", _pairs(before.pools, after.pools, lambda p: p.name)),
+        *_entries(before, after, units),
         *_set("advert", "add", adverts),
         *_gone("advert", adverts),
         *_gone("peer", peers),
@@ -284,6 +287,20 @@ def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str])
             yield Step("unit", "restart", unit.name, was, unit, owner=unit.owner)
         elif changed.intersection((*was.reload_on, *unit.reload_on)):
             yield Step("unit", "reload" if unit.reload else "restart", unit.name, was, unit, owner=unit.owner)
+
+
+def _entries(before: State, after: State, units: tuple[Step, ...]) -> Iterator[Step]:
+    """What is new, and all of a unit that begins anew; then what goes, that which stands on others first."""
+    if before.entries is after.entries and not units:
+        return
+    new = {step.name for step in units if step.verb in ("start", "restart")}
+    there = tuple(t for t in before.entries if t.unit not in new) if new else before.entries
+    pairs = _pairs(there, after.entries, lambda p: f"{p.kind} {p.name} of {p.unit}")
+    yield from _set("entry", "set", pairs)
+    stay = {unit.name for unit in after.units} - new
+    for name, old, now in reversed(pairs):
+        if now is None and old is not None and old.unit in stay:
+            yield Step("entry", "remove", name, old, None, owner=old.owner)
 
 
 def _started_from(unit: Unit) -> tuple[Any, ...]:
@@ -445,6 +462,9 @@ def lines(state: State) -> Iterator[str]:
             yield f"server {pool.name}/{one.name} {one.address} port {one.port} weight {one.weight}"
     for unit in state.units:
         yield f"unit {unit.name}: {' '.join(unit.command)}"
+    for entry in state.entries:
+        said = f"{sha256(entry.content.encode()).hexdigest()[:12]} (secret)" if entry.secret else entry.content
+        yield f"entry {entry.unit} {entry.kind} {entry.name}: {said}"
 
 
 def _line(part: Sysctl | Link | Wireguard | Peer | Address | Route | Rule) -> str:

@@ -136,6 +136,27 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What a running unit is given over its socket, for it has no file of which it could read one object anew.
+
+    It forgets with its end, and is given all again. `kind` and `name` say what of it, `content` is JSON in its own
+    words (charon.py), of which nothing is shown where it is `secret`. One that others stand on comes before them.
+    """
+
+    unit: str
+    socket: str
+    kind: Literal["pool", "key", "secret", "connection"]
+    name: str
+    content: str
+    secret: bool = False
+    owner: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        shown = blake2b(self.content.encode(), digest_size=6).hexdigest()
+        return f"Entry({self.unit!r}, {self.kind!r}, {self.name!r}, blake2b {shown})"
+
+
+@dataclass(frozen=True, slots=True)
 class Sysctl:
     """A kernel setting, by its key as sysctl(8) writes it: net.ipv4.ip_forward."""
 
@@ -465,12 +486,13 @@ class Check:
     forwards   ""             what the ruleset's maps translate TCP to takes connections: a sample, in turn
     bgp        an address     the session with this peer stands
     wireguard  a public key   this peer of `link` has shaken hands within the last four minutes
+    ipsec      a socket       charon there has a session by the connection `name`
     report     a path         a daemon's own word there: JSON {"ok", "words"}, not older than `name` seconds
 
     `here`: an address without which it is not asked: what it asks of is with whoever has that now.
     """
 
-    kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "wireguard", "report"]
+    kind: Literal["gateway", "dns", "dhcp", "tcp", "forwards", "bgp", "wireguard", "ipsec", "report"]
     target: str = ""
     name: str = ""
     expect: str = ""
@@ -497,6 +519,7 @@ class State:
     ruleset: Ruleset = field(default_factory=Ruleset)  # table inet narthex
     meters: Ruleset = field(default_factory=Ruleset)  # table inet narthex_usage: see appliance/usage.py
     adverts: tuple[Advert, ...] = ()
+    entries: tuple[Entry, ...] = ()
     probes: tuple[str, ...] = ()  # addresses to try (gateways) as evidence for confirm
     checks: tuple[Check, ...] = ()  # beside what any State has to be well: its units, its files' certificates
 

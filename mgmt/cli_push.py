@@ -33,8 +33,8 @@ SHOWN_NAMES = 3
 # In the order of the transaction; "decode" holds the checks and the compilation.
 PHASES = (
     "decode", "checks", "compile", "plan", "check", "journal",
-    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "advert", "flows",
-    "verify", "keep",
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "entry",
+    "advert", "flows", "verify", "keep",
 )  # fmt: skip
 
 

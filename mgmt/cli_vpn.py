@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from mgmt.cli_ipsec import ikev2
 from mgmt.draft import DraftError, read_draft
 from mgmt.terminal import REFUSED, USAGE, Failure
 
@@ -105,3 +106,6 @@ def _write(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_bytes(content)
+
+
+vpn.add_command(ikev2)

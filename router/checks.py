@@ -18,6 +18,7 @@ from appliance.state import Facts, Problem, Touched
 from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
 from router.checks_bandwidth import limit_problems
+from router.checks_ipsec import ipsec_forwards, ipsec_problems
 from router.checks_metadata import metadata_problems, told_problems
 from router.checks_redundancy import plugged_problems, redundancy_problems
 from router.checks_tunnels import routed_twice, tunnel_problems
@@ -51,6 +52,7 @@ _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
     "hosts", "records", "wireguard", "vpn_users", "wireguard_sites", "balancers", "certificates", "stats_pages",
     "limits",
+    "ipsec_sites", "ipsec_access", "ipsec_users",
 )  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
     yield from forward_clashes(config.forwards, config)
     yield from balancer_problems(config, ground)
     yield from metadata_problems(config)
+    yield from ipsec_problems(config)
 
 
 def _identities(config: Config) -> Iterator[Problem]:
@@ -160,6 +163,7 @@ def _revised_forwards(config: Config, forwards: list[Forward], ground: Ground) -
     near = [f for f in config.forwards if f.address in addresses and f.ports.first <= high and f.ports.last >= low]
     yield from clash_problems(near, frozenset(f.id for f in forwards))
     yield from forward_clashes(forwards, config)
+    yield from ipsec_forwards(forwards, config)
 
 
 def _revised_users(config: Config, users: list[VpnUser]) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ from router.dns import compile_dns, revise_dns
 from router.egress import compile_egress, revise_egress
 from router.firewall import compile_firewall, revise_firewall
 from router.health import compile_health, revise_health
+from router.ipsec import compile_ipsec
 from router.links import compile_links
 from router.metadata import compile_metadata, revise_metadata
 from router.nat import compile_nat, revise_forwards, revise_static_nats
@@ -51,6 +52,7 @@ _PARTS = (
     compile_advertise,
     compile_dns,
     compile_metadata,
+    compile_ipsec,
     compile_usage,
     compile_balancer,
     compile_bandwidth,  # the last with chains: it may make them anew (`revise_bandwidth`)
@@ -139,6 +141,7 @@ def _together(parts: list[State]) -> State:
         shapers=tuple(s for p in parts for s in p.shapers),
         meters=next((p.meters for p in parts if p.meters.chains), Ruleset()),
         adverts=tuple(a for p in parts for a in p.adverts),
+        entries=tuple(e for p in parts for e in p.entries),
         probes=tuple(dict.fromkeys(x for p in parts for x in p.probes)),
         checks=tuple(c for p in parts for c in p.checks),
     )

@@ -15,6 +15,9 @@ from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
 from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_bandwidth import Limit
+from router.config_ipsec import IpsecAccess as IpsecAccess
+from router.config_ipsec import IpsecSite
+from router.config_ipsec import IpsecUser as IpsecUser
 from router.config_metadata import Metadata
 from router.config_redundancy import Redundancy
 from router.config_wireguard import VpnUser as VpnUser
@@ -320,6 +323,9 @@ class Config(Model):
     balancers: tuple[Balancer, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     stats_pages: tuple[StatsPage, ...] = ()
+    ipsec_sites: tuple[IpsecSite, ...] = ()
+    ipsec_access: tuple[IpsecAccess, ...] = ()
+    ipsec_users: tuple[IpsecUser, ...] = ()
     upstream: tuple[Address, ...] = ()
     limits: tuple[Limit, ...] = ()
     usage: bool = False

@@ -13,13 +13,21 @@ from appliance.state import Facts
 from router.balancer import balancer_doors
 from router.config import Config
 from router.door import Door as Door
+from router.ipsec import ipsec_doors
 from router.metadata import metadata_doors
 from router.redundancy import redundancy_doors
 from router.tunnels import tunnel_doors
 from router.wireguard import wireguard_doors
 
 Feature = Callable[[Config, Facts], Iterator[Door]]
-FEATURES: tuple[Feature, ...] = (metadata_doors, tunnel_doors, wireguard_doors, balancer_doors, redundancy_doors)
+FEATURES: tuple[Feature, ...] = (
+    metadata_doors,
+    tunnel_doors,
+    wireguard_doors,
+    ipsec_doors,
+    balancer_doors,
+    redundancy_doors,
+)
 
 
 def doors(config: Config, facts: Facts) -> tuple[Door, ...]:

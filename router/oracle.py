@@ -168,6 +168,8 @@ def to_public(config: Config, packet: Packet, came_by: Side) -> Outcome:
     let_in = next((rule for rule in config.firewall if firewall_allows(rule, packet)), None)
     if listener := next((w for w in config.wireguard if is_called(config, w, packet)), None):
         return local(packet, "a tunnel's peers", listener.id)
+    if ident := ipsec_of(config, packet):
+        return local(packet, "a tunnel's peers", ident)
     if let_in is None:
         return dropped(packet, f"no firewall rule of {packet.destination} lets it in")
     translation = translation_of(config, packet)
@@ -190,6 +192,14 @@ def is_called(config: Config, listener: Wireguard, packet: Packet) -> bool:
     own = [a for i in config.interfaces if listener.address in addresses(i) for a in addresses(i)]
     first = [a for v6 in (False, True) for a in [a for a in own if (":" in a) is v6][:1]]
     return calls and packet.destination in first
+
+
+def ipsec_of(config: Config, packet: Packet) -> str | None:
+    """Whose IKE or ESP it is, by the address it was sent to."""
+    if packet.protocol != 50 and not (is_to_port(packet, "udp", 500) or is_to_port(packet, "udp", 4500)):
+        return None
+    sites = [s.id for s in config.ipsec_sites if s.address == packet.destination]
+    return next(iter(sites + [a.id for a in config.ipsec_access if a.address == packet.destination]), None)
 
 
 def translation_of(config: Config, packet: Packet) -> Forward | StaticNat | None:

@@ -75,12 +75,8 @@ def tunnel_link(prefix: str, ident: str) -> str:
 
 def wireguard_tunnels(config: Config) -> Iterator[Tunnel]:
     """A listener's users, one tunnel; each of its sites, another."""
-    networks = {n.id: n for n in config.networks}
-    interfaces = {i.id: i for i in config.interfaces}
     for listener in sorted(config.wireguard, key=lambda w: w.id):
-        named = networks.get(listener.dns or "")
-        asked = interfaces[named.interface].addresses if named else ()
-        dns = tuple(a.partition("/")[0] for a in asked if named and subnet(a) in (named.cidr, named.cidr6))
+        dns = asked_at(config, listener.dns)
         device = Device(listener.id, tunnel_link("wg", listener.id), listener.addresses, dns)
         cidrs = tuple(dict.fromkeys(map(subnet, listener.addresses)))
         path = f"config.wireguard[{listener.id}]"
@@ -90,7 +86,29 @@ def wireguard_tunnels(config: Config) -> Iterator[Tunnel]:
             yield Tunnel(site.id, device, site.networks, "site", path, "networks", None, listener.transit)
 
 
-FEATURES: tuple[Callable[[Config], Iterator[Tunnel]], ...] = (wireguard_tunnels,)
+def ipsec_tunnels(config: Config) -> Iterator[Tunnel]:
+    """A tunnel, with a link of its own, for each site; another for the users of each remote access."""
+    for site in sorted(config.ipsec_sites, key=lambda s: s.id):
+        device = Device(site.id, tunnel_link("ipsec", site.id))
+        path = f"config.ipsec_sites[{site.id}]"
+        yield Tunnel(site.id, device, site.peer_networks, "site", path, "peer_networks", None, site.transit)
+    for access in sorted(config.ipsec_access, key=lambda a: a.id):
+        device = Device(access.id, tunnel_link("ipsec", access.id), access.addresses, asked_at(config, access.dns))
+        cidrs = tuple(dict.fromkeys(map(subnet, access.addresses)))
+        path = f"config.ipsec_access[{access.id}]"
+        yield Tunnel(access.id, device, cidrs, "access", path, "addresses", access.internet, access.transit)
+
+
+def asked_at(config: Config, network: str | None) -> tuple[str, ...]:
+    """The router's addresses in a network: where names are asked for."""
+    named = next((n for n in config.networks if n.id == network), None)
+    interface = next((i for i in config.interfaces if named and i.id == named.interface), None)
+    if named is None or interface is None:
+        return ()
+    return tuple(a.partition("/")[0] for a in interface.addresses if subnet(a) in (named.cidr, named.cidr6))
+
+
+FEATURES: tuple[Callable[[Config], Iterator[Tunnel]], ...] = (wireguard_tunnels, ipsec_tunnels)
 
 
 def tunnels(config: Config) -> tuple[Tunnel, ...]:

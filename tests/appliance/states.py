@@ -10,6 +10,7 @@ from appliance.state import (
     Address,
     Advert,
     Chain,
+    Entry,
     File,
     FilterRule,
     Hook,
@@ -123,6 +124,7 @@ def states(draw: st.DrawFn) -> State:
     links = draw(st.lists(st.sampled_from(range(4)), unique=True))
     tunnels = draw(st.lists(st.sampled_from(TUNNELS), unique=True))
     names = [*(NAMES[i] for i in links), *tunnels]
+    units = draw(st.lists(of("dnsd", "vpnd"), unique=True))
     files = draw(st.dictionaries(of("/etc/a", "/etc/b", "/etc/c/d"), of("one\n", "two\n", ""), max_size=3))
     return State(
         files=tuple(
@@ -137,7 +139,14 @@ def states(draw: st.DrawFn) -> State:
                 reload_on=tuple(p for p in files if draw(st.booleans())),
                 restart_on=tuple(p for p in files if draw(st.booleans())),
             )
-            for name in draw(st.lists(of("dnsd", "vpnd"), unique=True))
+            for name in units
+        ),
+        entries=tuple(
+            Entry(unit, f"/run/{unit}", kind, name, draw(of("{}", "[]")), secret=kind == "secret")
+            for unit in units
+            for kind, name in draw(
+                st.lists(st.tuples(st.sampled_from(("secret", "connection")), of("a", "b")), unique=True, max_size=3)
+            )
         ),
         sysctls=tuple(
             Sysctl(key, draw(of("0", "1"))) for key in ("net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter")

@@ -263,7 +263,7 @@ def test_the_turns_have_every_kind_of_step(tmp_path: Path) -> None:
         ("sysctl", "set"), ("link", "set"), ("link", "remove"), ("address", "add"), ("address", "remove"),
         ("route", "add"), ("route", "remove"), ("rule", "add"), ("rule", "remove"), ("ruleset", "apply"),
         ("file", "write"), ("file", "remove"), ("unit", "start"), ("unit", "stop"), ("unit", "reload"),
-        ("flows", "end"),
+        ("entry", "set"), ("entry", "remove"), ("flows", "end"),
     }  # fmt: skip
 
 
@@ -767,10 +767,11 @@ def test_drift_is_healed_and_named(rig: Rig) -> None:
     assert (drift.reason, drift.by) == ("address", "mallory")
     assert [(s["verb"], s["name"], s["owner"]) for s in drift.steps] == [
         ("add", "203.0.113.10/24 on eth1", "outside"), ("start", "toyd", ""),
+        ("start", "vpnd", ""),
     ]  # fmt: skip
     assert not rig.is_now(rig.engine.current.state)
     assert rig.engine.heal("timer") is None
-    assert '"objects": ["outside", "toyd"]' in rig.log.getvalue()
+    assert '"objects": ["outside", "toyd", "vpnd"]' in rig.log.getvalue()
     assert rig.metrics.get("narthex_drift_total", 'done="healed"') == 1
 
 

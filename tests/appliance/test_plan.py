@@ -13,6 +13,7 @@ from appliance.plan import Flows, Step, diff, digest, lines, outline, plan
 from appliance.state import (
     Address,
     Chain,
+    Entry,
     File,
     FilterRule,
     Hook,
@@ -89,6 +90,8 @@ def test_order(before: State, after: State) -> None:
         ("apply ruleset",),
         ("write file",),
         ("stop unit", "start unit", "restart unit", "reload unit"),
+        ("set entry",),
+        ("remove entry",),
         ("add advert",),
         ("remove advert",),
         ("remove peer",),
@@ -284,3 +287,37 @@ def test_lines_of_each_part() -> None:
         "file /f: one",
         "unit dnsd: dnsd",
     ]
+
+
+# --- entries ----------------------------------------------------------------------------------------------------------
+
+VPND = Unit("vpnd", ("vpnd",), restart_on=("/etc/vpnd",))
+POOL, USER = (Entry("vpnd", "/run/vpnd", kind, "a", "{}") for kind in ("pool", "connection"))
+
+
+def said(before: State, after: State) -> list[str]:
+    return [f"{s.verb} {s.name}" for s in plan(before, after) if s.kind in ("unit", "entry")]
+
+
+def test_what_others_stand_on_comes_before_them_and_goes_after_them() -> None:
+    empty, full = State(units=(VPND,)), State(units=(VPND,), entries=(POOL, USER))
+    assert said(empty, full) == ["set pool a of vpnd", "set connection a of vpnd"]
+    assert said(full, empty) == ["remove connection a of vpnd", "remove pool a of vpnd"]
+
+
+def test_a_unit_that_begins_anew_is_given_all_and_one_that_ends_takes_its_entries_along() -> None:
+    other = replace(VPND, command=("vpnd", "-v"))
+    full = State(units=(VPND,), entries=(POOL, USER))
+    everything = ["set pool a of vpnd", "set connection a of vpnd"]
+    assert said(full, State(units=(other,), entries=(POOL, USER))) == ["restart vpnd", *everything]
+    assert said(full, State(units=(other,), entries=(POOL,))) == ["restart vpnd", *everything[:1]]
+    changed = State(units=(VPND,), entries=full.entries, files=(File("/etc/vpnd", "x"),))
+    assert said(full, changed) == ["restart vpnd", *everything]
+    assert said(full, State()) == ["stop vpnd"]
+
+
+def test_an_entry_that_is_secret_is_shown_by_its_digest() -> None:
+    before, after = (State(entries=(replace(POOL, secret=True, content=c),)) for c in ("one word", "another"))
+    assert "word" not in diff(before, after) + repr(before)
+    assert diff(before, after).count("(secret)") == 2
+    assert digest(plan(State(), before)) != digest(plan(State(), after))

@@ -11,6 +11,7 @@ from appliance.document import Model
 from appliance.state import (
     Address,
     Chain,
+    Entry,
     Facts,
     File,
     FilterRule,
@@ -115,6 +116,10 @@ def compile(config: Config, facts: Facts) -> State:
         ruleset=_ruleset(config, facts),
         files=_files(config),
         units=_units(config),
+        entries=tuple(
+            Entry("vpnd", "/run/vpnd", "secret", a.id, a.password.reveal(), secret=True, owner=a.id)
+            for a in config.accounts
+        ),
         probes=tuple(w.via for w in config.ways),
     )
 
@@ -170,7 +175,8 @@ def _units(config: Config) -> tuple[Unit, ...]:
     check = ("toyd", "--check", "{/etc/toy/doors}")
     toyd = Unit("toyd", ("toyd", "-f"), "HUP", ("/etc/toy/doors", *notes), check=check, checks=("/etc/toy/doors",))
     keyd = Unit("keyd", ("keyd", "-f"), restart_on=("/etc/toy/accounts",))
-    return (toyd, keyd) if config.accounts else (toyd,)
+    vpnd = Unit("vpnd", ("vpnd", "-f"))
+    return (toyd, vpnd, keyd) if config.accounts else (toyd, vpnd)
 
 
 def revise(state: State, config: Config, touched: tuple[Touched, ...], facts: Facts) -> State | None:

@@ -86,7 +86,7 @@ RULES = (
                 *("host", "nft", "haproxy", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "adverts", "conntrack"),
                 *("nftelement", "nftlist", "nftdata", "meters", "tc", "events"),
-                *("supervisor", "process", "join", "notify", "boot"),
+                *("supervisor", "process", "join", "notify", "boot", "charon"),
                 *("checkup", "dhcpask", "probe6"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),
             )
