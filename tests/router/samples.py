@@ -5,6 +5,7 @@ The random ones live in a small world (a few addresses, ports and CIDRs that ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -198,11 +199,21 @@ COLLECTIONS = {
 }
 
 
+GROUNDS: tuple[dict[str, Any], ...] = (V6, {})
+
+
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
-    """A sound document, every second in both address families."""
+def configs(draw: st.DrawFn, grounds: Sequence[dict[str, Any]] = GROUNDS) -> Config:
+    """A sound document; of all grounds every second is in both address families."""
     own = {name: draw(_many(objects)) for name, objects in COLLECTIONS.items()}
-    return sound(document(**(draw(st.sampled_from((V6, {}))) | own)))
+    return sound(document(**(draw(st.sampled_from(grounds)) | own)))
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Config, Config]:
+    """Two sound documents of one ground: they differ in what a PATCH may change."""
+    ground = (draw(st.sampled_from(GROUNDS)),)
+    return draw(configs(ground)), draw(configs(ground))
 
 
 def sound(raw: dict[str, Any]) -> Config:
