@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 KEEP = 100  # generations kept for rollback
 WHOLE_EVERY = 200  # changes after which a whole document is stored anew, so that reading back stays short
+LARGE = 1 << 16  # bytes of a line whose operations are left on the disk: user data of a guest may have a megabyte
 
 
 class StoreError(Exception):
@@ -50,6 +51,7 @@ class Store:
         self.unreadable = 0  # lines of the journal that say nothing: a disk that lies
         self._changes = 0  # since the last whole document
         self._pruned = 0  # records left by the last pruning
+        self._large: dict[int, tuple[int, int]] = {}  # of generations: where in the journal their line is
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "documents").mkdir(exist_ok=True)
@@ -75,6 +77,7 @@ class Store:
             torn = lines.pop()  # or, for who only reads, not written to its end yet
             if self._writes:
                 os.ftruncate(self._fd, len(raw) - len(torn))
+        start = 0
         for line in lines:
             event = _event(line)
             if event is None:
@@ -82,10 +85,29 @@ class Store:
             elif event["event"] == "begin":
                 record = _record(event["record"])
                 self.records[record.generation] = record
+                self._lighten(record, start, len(line))
             elif known := self.records.get(event["generation"]):
                 for key, value in event["set"].items():
                     setattr(known, key, value)
+            start += len(line)
         self._changes = self._changes_since_whole()
+
+    def _lighten(self, record: Record, start: int, size: int) -> None:
+        """Keep the operations of a large line on the disk alone."""
+        self._large.pop(record.generation, None)
+        if size > LARGE and record.operations:
+            self._large[record.generation] = start, size
+            record.operations = []
+
+    def _operations(self, record: Record) -> list[Any]:
+        """A record's operations, from wherever they are. Raises OSError."""
+        if record.generation not in self._large:
+            return record.operations
+        if self._fd < 0:
+            self._fd = self._open()
+        start, size = self._large[record.generation]
+        event = _event(os.pread(self._fd, size, start))
+        return list(event["record"]["operations"]) if event else []
 
     def _changes_since_whole(self) -> int:
         count, record = 0, self.head()
@@ -114,8 +136,8 @@ class Store:
         changes: list[list[Any]] = []
         record = self.records[generation]
         while not record.document:
-            if record.operations:
-                changes.append(record.operations)
+            if operations := self._operations(record):
+                changes.append(operations)
             record = self.records[record.base]
         return (self.folder / "documents" / record.document).read_bytes(), changes[::-1]
 
@@ -127,12 +149,13 @@ class Store:
             if document is not None:
                 record.document = f"{record.generation}.json"
                 write_durably(self.folder / "documents" / record.document, document)
-            self._append({"event": "begin", "record": _plain(record)})
+            written = self._append({"event": "begin", "record": _plain(record)})
         except OSError as error:
             if document is not None:  # on a full disk every byte counts
                 (self.folder / "documents" / record.document).unlink(missing_ok=True)
             raise StoreError(f"cannot journal generation {record.generation}: {error.strerror}") from None
         self.records[record.generation] = record
+        self._lighten(record, *written)
         self._changes = 0 if document is not None else self._changes + 1
 
     def note(self, record: Record, **changes: Any) -> None:
@@ -148,7 +171,8 @@ class Store:
         """True when the next change should be stored as a whole document."""
         return self._changes >= WHOLE_EVERY
 
-    def _append(self, event: dict[str, Any]) -> None:
+    def _append(self, event: dict[str, Any]) -> tuple[int, int]:
+        """Write a line. Returns where it starts and its length."""
         line = _line(event)
         if self._fd < 0:
             self._fd = self._open()
@@ -161,6 +185,7 @@ class Store:
         except OSError:
             os.ftruncate(self._fd, end)  # half a line must not stand before the next one
             raise
+        return end, len(line)
 
     def prune(self) -> None:
         """Forget all but the last KEEP generations and what they stand on. Rewrites the journal, atomically.
@@ -170,16 +195,27 @@ class Store:
         if len(self.records) <= max(2 * KEEP, self._pruned + KEEP):
             return
         keep = self._needed()
-        lines = [_line({"event": "begin", "record": _plain(r)}) for r in keep.values()]
-        self.close()  # whatever happens, what is appended next goes to the file that then has the name
+        large: dict[int, tuple[int, int]] = {}
         try:
-            write_durably(self._path, b"".join(lines))
+            write_durably(self._path, self._lines(keep, large))
         except OSError as error:
             raise StoreError(f"cannot prune the journal: {error.strerror}") from None
-        self.records, self._pruned = keep, len(keep)
+        finally:
+            self.close()  # whatever happened, what is appended next goes to the file that now has the name
+        self.records, self._pruned, self._large = keep, len(keep), large
         for path in self._documents():
             if int(path.stem) not in keep:
                 path.unlink(missing_ok=True)
+
+    def _lines(self, keep: Mapping[int, Record], large: dict[int, tuple[int, int]]) -> Iterator[bytes]:
+        """The journal of these records; `large` is told where the large ones are in it. Raises OSError."""
+        start = 0
+        for generation, record in keep.items():
+            line = _line({"event": "begin", "record": {**_plain(record), "operations": self._operations(record)}})
+            if generation in self._large:
+                large[generation] = start, len(line)
+            start += len(line)
+            yield line
 
     def _needed(self) -> dict[int, Record]:
         """The last KEEP kept generations with those they are changes of, and of the same time the undone ones."""
@@ -221,10 +257,10 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and event.get("event") in ("begin", "note") else None
 
 
-def write_durably(path: Path, content: bytes, mode: int = 0o600, group: int = -1) -> None:
+def write_durably(path: Path, content: bytes | Iterable[bytes], mode: int = 0o600, group: int = -1) -> None:
     """Write so that after a crash there is the old content or the new, whole. Raises OSError with the old in place.
 
-    `group` is the number of the group that it belongs to, -1 for the process' own.
+    Content may come in pieces. `group` is the number of the group that it belongs to, -1 for the process' own.
     """
     new = path.with_name(f".{path.name}.new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode if group < 0 else 0o600)
@@ -233,9 +269,10 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600, group: int = -1
             if group >= 0:
                 os.fchown(fd, -1, group)
             os.fchmod(fd, mode)
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
+            for piece in (content,) if isinstance(content, bytes) else content:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
             os.fsync(fd)
         finally:
             os.close(fd)

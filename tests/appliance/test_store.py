@@ -183,3 +183,24 @@ def test_write_durably_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Mon
             write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_large_changes_are_kept_on_the_disk_and_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appliance.store, "KEEP", 5)
+    store = Store(tmp_path)
+    kept(store, 1, b"one")
+    operations = {
+        n: [{"op": "put", "n": n, "data": "x" * (appliance.store.LARGE if n % 2 else 10)}] for n in range(2, 20)
+    }
+    for n, those in operations.items():
+        kept(store, n, None, base=n - 1, operations=list(those))
+        store.prune()
+        in_memory = [r.generation for r in store.records.values() if r.operations]
+        assert not [g for g in in_memory if g % 2], "the large ones"
+        for now in (store, Store(tmp_path, writes=False)):
+            assert now.way_to(n) == (b"one", [operations[m] for m in range(2, n + 1)])
+            now is store or now.close()
+    store = reopened(store)
+    assert store.way_to(19)[1][-1] == operations[19]
+    assert not store.records[19].operations
+    assert store.unreadable == 0
