@@ -379,6 +379,7 @@ class Engine:
         with self._timed("checks"):
             problems = self.role.revised_problems(applied.config, applied.touched)
             if problems is None:
+                self._facts = self.host.facts()  # what the change is about may have been plugged in since
                 problems = self.role.problems(applied.config, self._facts)
             if problems:
                 raise DocumentError(_under("config", problems))

@@ -20,7 +20,7 @@ from mgmt.demo_story import Step, Story
 from mgmt.terminal import BAD, GOOD, NAME, QUIET, console, milliseconds, print_json
 
 INTENT = """\
-A router in a cell, three guests and an outside host, each in namespaces of this machine: real
+A router in a cell, five guests and an outside host, each in namespaces of this machine: real
 daemons, real packets. Nothing else of the machine is touched; all of it is gone at the end.
 """
 

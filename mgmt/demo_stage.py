@@ -1,8 +1,9 @@
-"""The stage of the demo: a ground of its own with two bridges, three guests, one outside host, and a router in a cell.
+"""The stage of the demo: a ground of its own with bridges, five guests, one outside host, and a router in a cell.
 
     outside 198.51.100.10 -- 203.0.113.1 -- [public] -- router r1 -- [guest] -- web, mail, desk
-                                                |
-                                           [control] -- this process
+                                                |          |  |
+                                           [control]       |  +-- [app] -- app       two tiers of a VPC, plugged in
+                                            this process   +-- [data] -- db          while it runs
 
 All of it is in namespaces that no one else uses, named by this process' pid, and files in one folder; so what a
 killed demo left is found by the next one, and what this one leaves can be looked for.
@@ -29,10 +30,12 @@ from mgmt.keys import make_key
 from mgmt.push import PORT, Appliance, PushError, Target
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "router.json"
+WHOLE = EXAMPLE.with_name("demo.json")  # the same, and what the demo puts into it while it runs
 ROUTER = "r1"  # a cell's control MAC comes of its name; the example's is this one's
 OUTSIDE = "198.51.100.10"
 GATEWAY = "203.0.113.1"
 BRIDGES = {"public": "nx-public", "guest": "nx-guest"}
+TIERS = {"app": "nx-app", "data": "nx-data"}  # bridges, by the tier's interface
 READY_SECONDS = 15.0
 _NAME = "demo-"
 _FOLDER = "narthex-demo-"
@@ -66,8 +69,9 @@ class Stage:
         self.name = f"{_NAME}{os.getpid()}"
         self.folder = _folder(os.getpid())
         self.document: dict[str, Any] = json.loads(EXAMPLE.read_text())
+        self.whole: dict[str, Any] = json.loads(WHOLE.read_text())["config"]
         self.ground = Namespace(self.name)
-        self.guests = {h["name"]: Guest(f"{self.name}-{h['name']}", h["name"]) for h in self.config["hosts"]}
+        self.guests = {h["name"]: Guest(f"{self.name}-{h['name']}", h["name"]) for h in self.whole["hosts"]}
         self.outside = Guest(f"{self.name}-outside", "outside")
         self.driver = where.driver(self.ground, self.folder)
         self.seed: Seed | None = None
@@ -86,7 +90,7 @@ class Stage:
         """Ground, bridges and the outside host; the guests are there, not yet plugged in."""
         self.folder.mkdir(mode=0o700)
         self.ground.create()
-        for bridge in BRIDGES.values():
+        for bridge in (*BRIDGES.values(), *TIERS.values()):
             Bridge(bridge, self.ground).create()
         for guest in (*self.guests.values(), self.outside):
             guest.create()
@@ -98,8 +102,10 @@ class Stage:
         self.outside.plug(BRIDGES["public"], "02:00:5e:00:03:01", addresses, routes, self.ground)
         self.outside.serve(25, 80)
         self.guests["web"].serve(22, 8080)
-        self.guests["mail"].serve(25)
+        self.guests["mail"].serve(25, 8080)
         self.guests["desk"].serve(5004, 7000)
+        self.guests["app"].serve(8080)
+        self.guests["db"].serve(22, 5432)
 
     def start_router(self) -> Appliance:
         """Create and start the appliance; back with a warm connection when its agent answers."""
@@ -120,6 +126,12 @@ class Stage:
                 if time.monotonic() > deadline:
                     raise PushError(f"{error}; {self._last_words()}") from error
                 time.sleep(0.02 * self.where.slower)
+
+    def plug_in_tiers(self) -> None:
+        """Plug the interfaces of the tiers into the running router."""
+        macs = {i["id"]: i["mac"] for i in self.whole["interfaces"]}
+        for ident, bridge in TIERS.items():
+            self.driver.plug(ROUTER, Nic(macs[ident], bridge))
 
     def _last_words(self) -> str:
         """Of the agent, or of the console: what it says last is why it does not answer."""
@@ -150,8 +162,9 @@ class Stage:
 
     def take_lease(self, name: str) -> str:
         """The guest plugs in and asks by DHCP. Returns its address."""
-        mac = next(h["mac"] for h in self.config["hosts"] if h["name"] == name)
-        return self.guests[name].take_lease(BRIDGES["guest"], mac, self.ground).address.partition("/")[0]
+        host = next(h for h in self.whole["hosts"] if h["name"] == name)
+        bridge = TIERS.get(host["network"], BRIDGES["guest"])
+        return self.guests[name].take_lease(bridge, host["mac"], self.ground).address.partition("/")[0]
 
     def in_router(self, *argv: str) -> str:
         """Run a program in the router, by hand as it were; its output."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import json
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from mgmt.hosts.guest import Guest, NoAnswer, Reply
 from mgmt.push import Answer, Appliance
 
 PUBLIC, WEB_ADDRESS, MAIL_ADDRESS = "203.0.113.2", "203.0.113.10", "203.0.113.20"
+APP, DB = "10.1.2.10", "10.1.3.10"
+ROUTER_HERE, METADATA = "10.1.1.1", "169.254.169.254"  # where the office's guests ask for metadata
 CONFIRM_SECONDS = 2
 HEAL_SECONDS = 10.0
 
@@ -54,6 +58,9 @@ class Story:
         yield Step("static-nat", "static NAT", self.pass_static_nat)
         yield Step("dropped", "what is forbidden", self.try_what_is_forbidden)
         yield Step("patch", "one more forward", self.patch_forward)
+        yield Step("balancer", "a balancer", self.balance)
+        yield Step("tiers", "two tiers", self.open_tiers)
+        yield Step("metadata", "metadata", self.tell_guests)
         yield Step("cut-off", "a push that cuts the manager off", self.cut_manager_off)
         yield Step("refused", "a document with an error", self.push_error)
         yield Step("healed", "damage by hand", self.damage_rules)
@@ -96,11 +103,17 @@ class Story:
         return f"docs/examples/router.json pushed: {steps} steps, verified in the kernel, confirmed"
 
     def take_leases(self) -> str:
-        with ThreadPoolExecutor() as pool:
-            leases = dict(zip(self.stage.guests, pool.map(self.stage.take_lease, self.stage.guests), strict=True))
-        for host in self.stage.config["hosts"]:
-            expect(leases[host["name"]] == host["address"], f"{host['name']} got {leases[host['name']]}")
+        leases = self._lease(*(host["name"] for host in self.stage.config["hosts"]))
         return "by DHCP: " + ", ".join(f"{name} {address}" for name, address in leases.items())
+
+    def _lease(self, *names: str) -> dict[str, str]:
+        """These guests ask by DHCP at once. Their addresses, which must be the document's."""
+        with ThreadPoolExecutor() as pool:
+            leases = dict(zip(names, pool.map(self.stage.take_lease, names), strict=True))
+        for host in self.stage.whole["hosts"]:
+            got = leases.get(host["name"], host["address"])
+            expect(got == host["address"], f"{host['name']} got {got}")
+        return leases
 
     def resolve_each_other(self) -> str:
         for asker, name, wanted in (
@@ -137,18 +150,12 @@ class Story:
 
     def try_what_is_forbidden(self) -> str:
         outside = self.stage.outside
-        tries: tuple[Callable[[], Reply], ...] = (
+        self._expect_silence(
             lambda: outside.ask(WEB_ADDRESS, 22, source=OUTSIDE, seconds=1.0),
             lambda: outside.ask(WEB_ADDRESS, 2222, source=GATEWAY, seconds=1.0),
             lambda: outside.ask("10.1.1.10", 8080, source=OUTSIDE, seconds=1.0),
             lambda: self.guest("web").ask(OUTSIDE, 25, seconds=1.0),
         )
-        with ThreadPoolExecutor() as pool:
-            for one in [pool.submit(attempt) for attempt in tries]:
-                try:
-                    raise NotSo(f"an answer came from {one.result().name}, where none should")
-                except NoAnswer:
-                    pass
         return "dropped: a closed port, a stranger's ssh, a guest's own address, mail not by mail"
 
     # --- changes
@@ -163,12 +170,87 @@ class Story:
             {"op": "put", "collection": "forwards", "object": forward},
             {"op": "put", "collection": "firewall", "object": allowed},
         ]
+        answer = self._patch(operations)
+        met(self.stage.outside.ask(WEB_ADDRESS, 7000, source=OUTSIDE), "desk")
+        return f"one more forward patched in, in {answer.seconds * 1000:.0f} ms: tcp 7000 is desk"
+
+    def _patch(self, operations: list[dict[str, Any]]) -> Answer:
         change = {**self._envelope(), "base": self.generation, "operations": operations}
         answer = self.appliance.patch(json.dumps(change).encode())
         expect(answer.status == 200, f"patch: {answer.status} {answer.body}")
         self.generation += 1
-        met(self.stage.outside.ask(WEB_ADDRESS, 7000, source=OUTSIDE), "desk")
-        return f"one more forward patched in, in {answer.seconds * 1000:.0f} ms: tcp 7000 is desk"
+        return answer
+
+    def _put(self, *places: str) -> list[dict[str, Any]]:
+        """The operations that put these objects of docs/examples/demo.json, each named as collection/id."""
+        found = []
+        for collection, _, ident in (place.partition("/") for place in places):
+            one = next(o for o in self.stage.whole[collection] if o["id"] == ident)
+            found.append({"op": "put", "collection": collection, "object": one})
+        return found
+
+    def _expect_silence(self, *tries: Callable[[], Reply]) -> None:
+        """None of these may be answered; all are tried at once."""
+        with ThreadPoolExecutor() as pool:
+            for one in [pool.submit(attempt) for attempt in tries]:
+                try:
+                    raise NotSo(f"an answer came from {one.result().name}, where none should")
+                except NoAnswer:
+                    pass
+
+    def balance(self) -> str:
+        self._patch(self._put("balancers/shop", "firewall/shop"))
+        outside, answered = self.stage.outside, set[str]()
+        deadline = time.monotonic() + self._patience
+        while answered != {"web", "mail"}:
+            expect(time.monotonic() < deadline, f"of web and mail answered {sorted(answered) or 'neither'}")
+            with suppress(OSError, NoAnswer):  # it has just started
+                answered.add(outside.ask(WEB_ADDRESS, 8000, source=OUTSIDE).name)
+        return f"a balancer at {WEB_ADDRESS}:8000: web and mail answer by turns"
+
+    def open_tiers(self) -> str:
+        self.stage.plug_in_tiers()
+        interfaces, networks = ("interfaces/app", "interfaces/data"), ("networks/app", "networks/data")
+        operations = self._put(*interfaces, *networks, "acls/app", "acls/data", "hosts/vm-app", "hosts/vm-db")
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                self._patch(operations)
+                break
+            except NotSo:  # a machine takes a moment to see what was plugged in
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        self._lease("app", "db")
+        app, db, desk = (self.guest(name) for name in ("app", "db", "desk"))
+        met(app.ask(DB, 5432), "db")
+        expect(met(app.ask(OUTSIDE, 80), "outside").seen == PUBLIC, "app is seen by another address")
+        self._expect_silence(
+            lambda: app.ask(DB, 22, seconds=1.0),
+            lambda: db.ask(APP, 8080, seconds=1.0),
+            lambda: db.ask(OUTSIDE, 80, seconds=1.0),
+            lambda: desk.ask(DB, 5432, seconds=1.0),
+        )
+        return "two tiers plugged in: app reaches db by tcp 5432 alone, nobody else does; db no one"
+
+    def tell_guests(self) -> str:
+        self._patch(self._put("networks/office", "hosts/vm-web"))
+        web, told = self.guest("web"), self.stage.whole["hosts"][0]["metadata"]
+        deadline = time.monotonic() + self._patience
+        while (found := web.fetch(ROUTER_HERE, "/latest/user-data"))[0] != 200:
+            expect(time.monotonic() < deadline, f"user data: {found}")
+            time.sleep(0.02 * self.stage.where.slower)
+        expect(found[1] == b64decode(told["user_data"]), f"the user data is {found[1]!r:.80}")
+        keys = web.fetch(METADATA, "/latest/meta-data/public-keys")
+        expect(keys == (200, told["ssh_keys"][0].encode()), f"the keys are {keys}")
+        words = [self._password(web, request) for request in ("send_my_password", "saved_password", "send_my_password")]
+        expect(words == [told["password"]["value"], "saved_password", "saved_password"], "the password is another")
+        others = self.guest("mail").fetch(ROUTER_HERE, "/latest/user-data", {"X-Forwarded-For": "10.1.1.10"})
+        expect(others[0] == 404, f"mail is told {others}")
+        return "web fetches its user data, keys and password, the password once; mail nothing of it"
+
+    def _password(self, guest: Guest, request: str) -> str:
+        return guest.fetch(ROUTER_HERE, "/", {"DomU_Request": request}, port=8080)[1].decode()
 
     def cut_manager_off(self) -> str:
         """The control interface gets another address: nobody can confirm there, and the deadline passes."""

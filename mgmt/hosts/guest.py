@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,20 @@ class Guest(Namespace):
                 raise NoAnswer(f"{self.label}: {address} port {port}/{protocol} did not answer") from None
         name, _, seen = told.strip().partition(" ")
         return Reply(name, seen, time.monotonic() - started)
+
+    def fetch(
+        self, address: str, path: str, headers: Mapping[str, str] | None = None, port: int = 80, seconds: float = 2.0
+    ) -> tuple[int, bytes]:
+        """Ask by HTTP: (status, body), (0, b"") where nobody answers."""
+        lines = [f"GET {path} HTTP/1.0", f"Host: {address}", *(f"{k}: {v}" for k, v in (headers or {}).items())]
+        told = b""
+        with suppress(OSError), self.connect(address, port, seconds) as sock:
+            sock.sendall("\r\n".join([*lines, "", ""]).encode())
+            while some := sock.recv(65536):
+                told += some
+        head, _, body = told.partition(b"\r\n\r\n")
+        words = head.split(b" ", 2)
+        return (int(words[1]), body) if len(words) == 3 else (0, b"")
 
     def pings(self, address: str) -> bool:
         """Whether one echo request is answered within a second."""

@@ -860,3 +860,12 @@ def test_the_engine_is_a_host_away_from_linux() -> None:
     """FakeHost is all that the engine needs of a machine."""
     assert Engine.__init__.__annotations__["host"] == "Host"
     assert {n for n in dir(FakeHost) if not n.startswith("_")} >= {"check", "commit", "observe", "look", "probe"}
+
+
+def test_a_change_may_be_about_what_was_plugged_in_since(rig: Rig) -> None:
+    """The agent read its links when it started; a new one is asked for by a PATCH."""
+    inside = put_in("wires", id="inside", mac="02:00:00:00:00:04", addresses=["10.1.1.1/24"])
+    assert rig.patch(inside).status == 422
+    rig.host.known = facts(*MACS, "02:00:00:00:00:04")
+    assert rig.patch(inside).status in (200, 202)
+    assert "eth3" in [link.name for link in rig.host.machine.links]

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from mgmt.demo_stage import BRIDGES, EXAMPLE, ROUTER
+from mgmt.demo_stage import BRIDGES, EXAMPLE, ROUTER, TIERS, WHOLE
 from mgmt.hosts.namespace import link_name
 from tests.trials import trials
 
 ROOT = Path(__file__).parents[2]
 STEPS = [
-    "stage", "router", "push", "leases", "names", "source-nat", "forward", "static-nat", "dropped", "patch", "cut-off",
-    "refused", "healed", "clean",
+    "stage", "router", "push", "leases", "names", "source-nat", "forward", "static-nat", "dropped", "patch", "balancer",
+    "tiers", "metadata", "cut-off", "refused", "healed", "clean",
 ]  # fmt: skip
 PR_SET_CHILD_SUBREAPER = 36
 FULL_CUTS = 30
@@ -60,7 +60,7 @@ def left_of(pid: int) -> list[str]:
 
 
 def _left_of(pid: int) -> Iterator[str]:
-    config: dict[str, Any] = json.loads(EXAMPLE.read_text())["config"]
+    config: dict[str, Any] = json.loads(WHOLE.read_text())["config"]
     stem = f"demo-{pid}"
     names = {stem, *(f"{stem}-{host['name']}" for host in config["hosts"]), f"{stem}-outside"}
     yield from (f"namespace {name}" for name in names if Path(f"/run/netns/nx-{name}").exists())
@@ -71,7 +71,8 @@ def _left_of(pid: int) -> Iterator[str]:
         if f"{folder}/" in line or any(f"/run/netns/nx-{name} " in line for name in names):
             yield f"mount {line}"
     links = {link_name(name, "eth0") for name in names} | {link_name(ROUTER, i["mac"]) for i in config["interfaces"]}
-    yield from (f"link {name}" for name in (links | set(BRIDGES.values())) & set(os.listdir("/sys/class/net")))
+    links |= {*BRIDGES.values(), *TIERS.values()}
+    yield from (f"link {name}" for name in links & set(os.listdir("/sys/class/net")))
     yield from (f"process {words}" for words in _children())
 
 

@@ -34,6 +34,7 @@ LEFT_OUT = {
     "stage",  # it stands already
     "cut-off",  # sees the manager cut off for two seconds, by an answer within 0.2 s: this machine is too slow for it
     "healed",  # by a hand inside, and there is none
+    "tiers",  # dom0 has a bridge for each of two links, and no more
 }
 Record = Callable[[str, float, str], None]
 
