@@ -83,6 +83,10 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade, health: Healt
     def trace() -> Response:
         return _json(engine.trace(request.args.to_dict()))
 
+    @app.get("/v1/flows")
+    def flows() -> Response:
+        return _json(engine.flows(request.args.to_dict()))
+
     @app.get("/v1/health")
     def get_health() -> Response:
         if "now" in request.args:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
@@ -784,6 +785,23 @@ class Engine:
                 return Answer(200, self.role.trace(self.current.state, self._facts, query))
             except ValueError as error:
                 return Answer(422, {"error": str(error)})
+
+    def flows(self, query: Mapping[str, str]) -> Answer:
+        """Live flows, and which object allowed each. It may take a second: nobody waits for it."""
+        from appliance import flowpage  # most agents are never asked
+
+        with self.lock:
+            current, facts = self.current, self._facts
+        try:
+            asked = flowpage.read(query)
+            ends = {asked.guest, *(self.role.addresses(current.config, asked.guest) if current.config else ())}
+            explain = partial(self.role.explain, current.state, facts)
+            told = flowpage.page(asked, ends, self.host.live_flows, explain, self.host.now())
+        except ValueError as error:
+            return Answer(422, {"error": str(error)})
+        except HostError as error:
+            return Answer(500, {"error": str(error), "evidence": error.evidence})
+        return Answer(200, told)
 
     @property
     def facts(self) -> Facts:

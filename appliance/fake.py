@@ -22,6 +22,7 @@ from appliance.state import (
     File,
     Link,
     LinkFact,
+    LiveFlow,
     Nat,
     Peer,
     Pool,
@@ -70,6 +71,7 @@ class FakeHost:
     renewed: list[str] = field(default_factory=list)  # boot units that were started anew
     ahead: float = 0.0  # seconds by which the wall's clock was set forward since
     counted: list[Reading] = field(default_factory=list)  # what its counters stand at
+    live: list[LiveFlow] = field(default_factory=list)
     on_commit: Callable[[Step], None] | None = None
 
     def facts(self) -> Facts:
@@ -83,6 +85,9 @@ class FakeHost:
 
     def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
         raise HostError(f"{argv[0]} is not installed", "a fake machine has no programs")
+
+    def live_flows(self, wanted: Callable[[LiveFlow], bool], most: int, after: int) -> list[LiveFlow]:
+        return [f for f in sorted(self.live, key=lambda f: f.id) if f.id > after and wanted(f)][:most]
 
     def readings(self, state: State) -> list[Reading]:
         return list(self.counted)

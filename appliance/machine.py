@@ -6,12 +6,12 @@ be run, and read, without a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from appliance.events import Event, Events
 from appliance.plan import Step
-from appliance.state import Check, Facts, State, Unit
+from appliance.state import Check, Facts, LiveFlow, State, Unit
 from appliance.usage import Reading
 from appliance.vitals import Trouble
 
@@ -61,6 +61,9 @@ class Host(Protocol):
 
     def run(self, argv: tuple[str, ...], stdin: bytes = b"", seconds: float = 30.0) -> tuple[int, bytes, bytes]:
         """Run a tool: (exit status, output, error output)."""
+
+    def live_flows(self, wanted: Callable[[LiveFlow], bool], most: int, after: int) -> list[LiveFlow]:
+        """The flows that are wanted, at most so many, by their ids above `after`."""
 
     def readings(self, state: State) -> list[Reading]:
         """What the counters of `state`'s objects stand at. See appliance/usage.py."""

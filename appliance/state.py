@@ -525,6 +525,35 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveFlow:
+    """A flow that the kernel tracks: how it was sent, and (`reply_...`) how its answers come in.
+
+    `protocol` is tcp, udp, icmp, icmpv6 or a number; a port is 0 where it has none. `state` is TCP's, or unanswered,
+    answered, assured. `began` in seconds since the epoch, 0 where nobody noted it; `sent` and `received` are (bytes,
+    packets) as whoever began it sees them, None where nobody counts.
+    """
+
+    id: int
+    protocol: str
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    reply_source: str
+    reply_source_port: int
+    reply_destination: str
+    reply_destination_port: int
+    icmp_type: int = 0
+    icmp_code: int = 0
+    mark: int = 0
+    state: str = ""
+    expires_s: int = 0
+    began: float = 0.0
+    sent: tuple[int, int] | None = None
+    received: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Touched:
     """One object that a change touches: `before` and `after` are its models, None where it is not there."""
 

@@ -89,12 +89,15 @@ class Channel:
         with self._lock:
             return self._alive(lambda: self._exchange(kind, body, flags | REQUEST | ACK))
 
-    def dump(self, kind: int, body: bytes) -> list[Message]:
-        """Everything that a dump request lists, from one moment. Raises KernelError (EINTR: it never stood still)."""
+    def dump(self, kind: int, body: bytes, turn_away: Callable[[bytes], bool] | None = None) -> list[Message]:
+        """Everything that a dump request lists, from one moment. Raises KernelError (EINTR: it never stood still).
+
+        What `turn_away` says yes to is not kept; after a disturbance it is asked again of what it has seen.
+        """
         with self._lock:
             for _ in range(_TRIES):
                 try:
-                    return self._alive(lambda: self._exchange(kind, body, REQUEST | DUMP))
+                    return self._alive(lambda: self._exchange(kind, body, REQUEST | DUMP, turn_away))
                 except KernelError as refusal:
                     if refusal.errno != errno.EINTR:
                         raise
@@ -129,7 +132,9 @@ class Channel:
             self._socket = self._open()
             return deed()
 
-    def _exchange(self, kind: int, body: bytes, flags: int) -> list[Message]:
+    def _exchange(
+        self, kind: int, body: bytes, flags: int, turn_away: Callable[[bytes], bool] | None = None
+    ) -> list[Message]:
         self._socket.send(self._pack(kind, body, flags))
         answers: list[Message] = []
         interrupted = 0
@@ -144,7 +149,9 @@ class Channel:
                     if number:
                         raise KernelError(number, _sentence(datagram, answer, marks, start, stop))
                     return answers
-                answers.append((answer, datagram[start:stop]))
+                told = datagram[start:stop]
+                if turn_away is None or not turn_away(told):
+                    answers.append((answer, told))
 
     def _pack(self, kind: int, body: bytes, flags: int) -> bytes:
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF

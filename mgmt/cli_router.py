@@ -8,7 +8,7 @@ from mgmt.cli_answer import EXIT_CODES
 from mgmt.cli_ask import diff, generations, schema, state, trace, watch
 from mgmt.cli_health import health
 from mgmt.cli_push import confirm, plan, push, rollback
-from mgmt.cli_traffic import usage
+from mgmt.cli_traffic import flows, usage
 
 
 @click.group(epilog=EXIT_CODES)
@@ -19,5 +19,5 @@ def router() -> None:
     """
 
 
-for command in (plan, push, confirm, rollback, state, generations, diff, trace, usage, schema, watch, health):
+for command in (plan, push, confirm, rollback, state, generations, diff, trace, usage, flows, schema, watch, health):
     router.add_command(command)

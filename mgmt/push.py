@@ -227,6 +227,10 @@ class Appliance:
         path = "/v1/generations" + (f"/{number}" if number is not None else "")
         return self.request("GET", path + (f"?against={against}" if against is not None else ""))
 
+    def flows(self, query: Mapping[str, str]) -> Answer:
+        """Live flows, a page of them."""
+        return self.request("GET", "/v1/flows" + _query(query))
+
     def trace(self, query: Mapping[str, str]) -> Answer:
         return self.request("GET", "/v1/trace?" + urlencode(query))
 

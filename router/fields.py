@@ -45,7 +45,7 @@ class Sets:
             key = " . ".join(values)
             return key if key in found.elements else None
         if name not in self._spans:
-            self._spans[name] = [(tuple(map(_span, key.split(" . "))), key) for key in found.elements]
+            self._spans[name] = [(tuple(map(span, key.split(" . "))), key) for key in found.elements]
         wanted = tuple(map(_ordered, values))
         for spans, key in self._spans[name]:
             if all(first <= value <= last for value, (first, last) in zip(wanted, spans, strict=True)):
@@ -153,7 +153,7 @@ def _is(name: str, value: str, literal: str) -> bool:
         return literal in value.split()
     if name in _NAMES:
         return value == literal
-    first, last = _span(literal)
+    first, last = span(literal)
     return first <= _ordered(value) <= last
 
 
@@ -170,7 +170,7 @@ def _ordered(value: str) -> int:
     return _PROTOCOLS[value]
 
 
-def _span(text: str) -> Span:
+def span(text: str) -> Span:
     """The literal of an interval: a number, an address, a network, or a range."""
     first, dash, last = text.partition("-")
     if dash:

@@ -85,7 +85,7 @@ RULES = (
             for door in (
                 *("host", "nft", "haproxy", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "adverts", "conntrack"),
-                *("nftelement", "nftlist", "nftdata", "meters", "tc", "events"),
+                *("nftelement", "nftlist", "nftdata", "flowlist", "meters", "tc", "events"),
                 *("supervisor", "process", "join", "notify", "boot", "charon"),
                 *("checkup", "dhcpask", "probe6"),
                 *("release", "upgrade", "trial", "seed", "seeddisk"),

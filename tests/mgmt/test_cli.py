@@ -96,6 +96,9 @@ class FakeAppliance:
     def health(self) -> Answer:
         return self._answer("health", None)
 
+    def flows(self, query: Mapping[str, str]) -> Answer:
+        return self._answer("flows", dict(query))
+
     def usage(self) -> Answer:
         return self._answer("usage", None)
 
@@ -345,6 +348,22 @@ def test_usage_names_each_object_with_what_it_received_and_sent(appliance: FakeA
     assert '"usage": true' in run("router", "usage").output
 
 
+def test_flows_name_who_allowed_them(appliance: FakeAppliance) -> None:
+    flow = {
+        "id": 7, "protocol": "tcp", "source": "192.0.2.7", "source_port": 4000, "destination": "203.0.113.10",
+        "destination_port": 80, "allowed_by": ["fw", "web"], "why": "", "left_over": False, "state": "established",
+        "translated": {"to": "10.1.1.10", "to_port": 8080, "from": "192.0.2.7", "from_port": 4000},
+        "age_s": 12.4, "sent": {"bytes": 1024, "packets": 3}, "received": {"bytes": 1024, "packets": 3},
+    }  # fmt: skip
+    left = {**flow, "left_over": True, "why": "would be dropped now", "sent": None, "received": None, "age_s": None}
+    appliance.answers["flows"] = (200, {"flows": [flow, left], "next": None})
+    result = run("router", "flows", "--guest", "vm-1", "--left-over")
+    assert appliance.asked == [("flows", {"guest": "vm-1", "left_over": "1", "most": "1000", "after": "0"})]
+    for words in ("192.0.2.7:4000", "to 10.1.1.10:8080", "fw, web", "2.0 KiB", "12 s", "left over: would be dropped"):
+        assert words in result.output, words
+    assert result.output.strip().endswith("2 flows")
+
+
 def test_every_command_documents_its_exit_codes() -> None:
     for name in (
         "plan",
@@ -354,6 +373,7 @@ def test_every_command_documents_its_exit_codes() -> None:
         "state",
         "diff",
         "trace",
+        "flows",
         "usage",
         "generations",
         "schema",
