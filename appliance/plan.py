@@ -223,8 +223,15 @@ def _owner(old: P | None, new: P | None) -> str:
         return part.owner if part is not None else ""
     was: Mapping[int, Class] = old.classes if isinstance(old, Shaper) else {}
     now: Mapping[int, Class] = new.classes if isinstance(new, Shaper) else {}
-    changed = [c.owner for n, c in (*now.items(), *was.items()) if was.get(n) is not now.get(n)]
+    changed = [(now.get(n) or was[n]).owner for n in differing(was, now)]
     return ", ".join(list(dict.fromkeys(filter(None, changed)))[:8])
+
+
+def differing(was: Mapping[int, Class], now: Mapping[int, Class]) -> list[int]:
+    """The numbers of the classes that come, change or go."""
+    before = was.get
+    found = [n for n, c in now.items() if (old := before(n)) is not c and old != c]
+    return [*found, *(was.keys() - now.keys())]
 
 
 def _ruleset(before: Ruleset, after: Ruleset) -> Iterator[Step]:

@@ -22,6 +22,7 @@ from socket import if_indextoname, if_nametoindex
 from struct import Struct
 
 from appliance import wire
+from appliance.plan import differing
 from appliance.state import Class, Shaper
 
 HANDLE = 0x6E78  # "nx"
@@ -178,16 +179,22 @@ def changes(before: Shaper | None, after: Shaper) -> tuple[list[int], list[int]]
     old = before.classes if before else {}
     if old is after.classes:
         return [], []
-    moved = {
-        n for n, c in old.items() if (now := after.classes.get(n)) is not c and (now is None or now.parent != c.parent)
-    }
-    while more := {n for n, c in old.items() if c.parent in moved and n not in moved} if moved else set():
+    changed = differing(old, after.classes)
+    moved = {n for n in changed if n in old and ((now := after.classes.get(n)) is None or now.parent != old[n].parent)}
+    while more := _parts(old, moved):
         moved |= more
-    come = [n for n, c in after.classes.items() if n in moved or old.get(n) is not c and old.get(n) != c]
+    come = {n for n in (*changed, *moved) if n in after.classes}
     return (
         sorted(moved, key=lambda n: _depth(old, n), reverse=True),
         sorted(come, key=lambda n: _depth(after.classes, n)),
     )
+
+
+def _parts(classes: Mapping[int, Class], moved: set[int]) -> set[int]:
+    """What hangs on classes that are not leaves, and does not move yet."""
+    if not any(n < LEAF for n in moved):
+        return set()
+    return {n for n, c in classes.items() if c.parent in moved and n not in moved}
 
 
 def _depth(classes: Mapping[int, Class], number: int) -> int:

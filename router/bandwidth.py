@@ -84,7 +84,7 @@ class _Ground:
 
     ways: tuple[_Way, ...]
     numbers: Mapping[str, int]
-    limits: Mapping[tuple[str, str], Limit]  # by what they are of
+    limits: Mapping[tuple[str, str], Limit]  # those of networks and addresses, by what they are of
     networks: Mapping[str, Network]
     hosts: Mapping[str, Host]  # those that have limits
     static: Mapping[str, str]  # guest -> its public address
@@ -139,8 +139,8 @@ def _ground(config: Config, facts: Facts, limits: Iterable[Limit]) -> _Ground:
     wanted = {limit.host for limit in limits if limit.host}
     return _Ground(
         tuple(_ways(config, facts)),
-        numbers(tuple(sorted(limit.id for limit in config.limits))),
-        {limit.what: limit for limit in config.limits},
+        numbers(tuple(limit.id for limit in config.limits)),
+        {limit.what: limit for limit in config.limits if limit.host is None},
         {n.id: n for n in config.networks},
         {h.id: h for h in config.hosts if h.id in wanted},
         {n.target: n.address for n in config.static_nats},
@@ -290,10 +290,10 @@ def _amended(
     state: State, config: Config, limits: Sequence[Touched], hosts: Sequence[Touched], facts: Facts
 ) -> State | None:
     """None where another's number moves, or a link begins or ends to be shaped."""
-    ids = {one.id for one in config.limits}
-    was = tuple(sorted(ids - {t.id for t in limits if t.before is None} | {t.id for t in limits if t.after is None}))
-    old, new = numbers(was), numbers(tuple(sorted(ids)))
-    named = {t.id for t in limits}
+    ids, named = tuple(one.id for one in config.limits), {t.id for t in limits}
+    come, gone = ({t.id for t in limits if (t.before, t.after)[side] is None} for side in (0, 1))
+    was = (*(ident for ident in ids if ident not in come), *sorted(gone)) if come or gone else ids
+    old, new = numbers(was), numbers(ids)
     if any(new.get(ident) != number for ident, number in old.items() if ident not in named):
         return None
     moved = {t.id for t in hosts}

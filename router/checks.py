@@ -146,8 +146,10 @@ def revised(config: Config, touched: Sequence[Touched]) -> list[Problem] | None:
 
 
 def _revised_limits(config: Config, touched: Sequence[Touched]) -> Iterator[Problem]:
-    gone = {t.id for t in touched if t.collection == "hosts" and t.after is None} if config.limits else set()
-    ids = {t.id for t in touched if t.collection == "limits"} | {one.id for one in config.limits if one.host in gone}
+    gone = {t.id for t in touched if t.collection == "hosts" and t.after is None}
+    ids = {t.id for t in touched if t.collection == "limits" and t.after is not None}
+    if gone:
+        ids |= {one.id for one in config.limits if one.host in gone}
     if ids:
         yield from limit_problems(config, frozenset(ids))
 

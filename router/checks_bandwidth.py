@@ -20,7 +20,7 @@ def limit_problems(config: Config, touched: frozenset[str] | None = None) -> Ite
         yield Problem("config.limits", f"there are {len(limits)} limits, and a router takes {MOST}; leave some out")
     chosen = limits if touched is None else [one for one in limits if one.id in touched]
     known = _known(config, chosen)
-    twice = _twice(limits)
+    twice = _twice(limits if touched is None else _near(limits, chosen))
     for limit in chosen:
         kind, ident = limit.what
         path = f"config.limits[{limit.id}].{kind}"
@@ -43,6 +43,13 @@ def _missing(config: Config, kind: str, ident: str) -> str:
     if kind == "address":
         return f"{ident} is no address of a public interface; add it there, or name another"
     return f"there is no {kind} {ident}; add it to {kind}s, or name another"
+
+
+def _near(limits: Iterable[Limit], chosen: Sequence[Limit]) -> list[Limit]:
+    """The limits of what the chosen are of."""
+    hosts = {one.host for one in chosen if one.host is not None}
+    others = {one.what for one in chosen if one.host is None}
+    return [one for one in limits if (one.what in others if one.host is None else one.host in hosts)]
 
 
 def _twice(limits: Iterable[Limit]) -> dict[tuple[str, str], list[str]]:
