@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from appliance.state import Address, Facts, File, Sandbox, State, Touched, Unit
+from appliance.state import Address, Check, Facts, File, Sandbox, State, Touched, Unit
 from router.config import Config, Host
 from router.config_metadata import Metadata
 from router.door import Door
@@ -55,6 +55,7 @@ def compile_metadata(config: Config, facts: Facts) -> State:
         addresses=tuple(
             Address(link, f"{WELL_KNOWN}/32", announce=False, owner=links[link].interface.id) for link in sorted(links)
         ),
+        checks=tuple(Check("tcp", p.router, str(HTTP), here=p.router, owner=p.network.id) for p in served),
     )
 
 

@@ -50,6 +50,7 @@ class Given:
         new = f".{guest}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644, dir_fd=self._folder)
         try:
+            os.fchmod(fd, 0o644)  # the folder is closed; who may be there may read it, whatever our umask
             os.write(fd, f"{ident}\n".encode())
             os.fsync(fd)
         finally:

@@ -154,6 +154,14 @@ def test_methods_and_nonsense(full: Stage) -> None:
             assert sock.recv(100).startswith(b"HTTP/1.1 400 "), words
 
 
+def test_health_looks_whether_it_is_told(full: Stage) -> None:
+    def outcomes() -> list[bool]:
+        checks = full.bed.appliance.health(now=True).body["checks"]
+        return [c["ok"] for c in checks if c["kind"] == "tcp" and c["target"].startswith((LAN, DMZ))]
+
+    assert outcomes() == [True, True]
+
+
 # --- passwords --------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import pytest
 from appliance.decode import decode_document
 from appliance.document import DocumentError, validate
 from appliance.plan import diff, digest, plan
-from appliance.state import Address, File, State, Touched
+from appliance.state import Address, Check, File, State, Touched
 from router.checks import problems, revised
 from router.compile import compile, revise
 from router.config import Config, Host
@@ -127,6 +127,7 @@ def test_a_file_of_its_own_for_the_services_account_alone() -> None:
     (unit,) = (u for u in state.units if u.name == "metadata")
     assert not set(unit.restart_on) & {file.path}, "a guest's file is read for each request"
     assert set(unit.restart_on) <= {f.path for f in state.files}
+    assert Check("tcp", "10.1.1.1", "80", here="10.1.1.1") in state.checks
 
 
 @pytest.mark.parametrize(
