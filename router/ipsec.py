@@ -59,8 +59,9 @@ def compile_ipsec(config: Config, facts: Facts) -> State:
                 ("env", f"STRONGSWAN_CONF={conf}", "charon-systemd"),
                 restart_on=(conf,),
                 directories=((folder, 0o700, "root"),),
-                # NET_ADMIN: the kernel's policies and keys (XFRM). NET_BIND_SERVICE: port 500.
-                sandbox=Sandbox(("NET_ADMIN", "NET_BIND_SERVICE"), ("INET", "INET6", "NETLINK"), (folder,)),
+                # NET_ADMIN: the kernel's policies and keys (XFRM). NET_BIND_SERVICE: port 500. What else it has it lays
+                # down by itself, and ends where it may not (capset: SETPCAP).
+                sandbox=Sandbox(("NET_ADMIN", "NET_BIND_SERVICE", "SETPCAP"), ("INET", "INET6", "NETLINK"), (folder,)),
             ),
         ),
         links=tuple(Link(link_of(o), "", o.mtu, kind="xfrm", if_id=ids[o.id], owner=o.id) for o in both),
