@@ -147,7 +147,7 @@ def plan(before: State, after: State) -> tuple[Step, ...]:
         *_gone("address", addresses),
         *_gone("link", links),
         *_gone("file", files),
-        *_flows(before, after, addresses, ruleset, peers),
+        *_flows(before, after, addresses, ruleset, peers, routes),
     )
 
 
@@ -319,9 +319,11 @@ def _started_from(unit: Unit) -> tuple[Any, ...]:
 
 
 def _flows(
-    before: State, after: State, addresses: Pairs[Address], ruleset: tuple[Step, ...], peers: Pairs[Peer]
-) -> Iterator[Step]:
+    before: State, after: State, addresses: Pairs[Address], ruleset: tuple[Step, ...], peers: Pairs[Peer],
+    routes: Pairs[Route],
+) -> Iterator[Step]:  # fmt: skip
     found = (
+        *_of_lost_tunnels(before, routes),
         *_at_lost_addresses(after, addresses),
         *(f for step in ruleset for f in _lost(step, before, after)),
         *_of_lost_peers(peers),
@@ -337,6 +339,14 @@ def _at_lost_addresses(after: State, addresses: Pairs[Address]) -> Iterator[Flow
     for _, old, new in addresses:
         if old is not None and new is None and (text := old.cidr.partition("/")[0]) not in still:
             yield Flows(address=text, owner=old.owner)
+
+
+def _of_lost_tunnels(before: State, routes: Pairs[Route]) -> Iterator[Flows]:
+    """What was behind a tunnel and is not any more: such a flow would go on by an uplink, for anybody to read."""
+    tunnels = {link.name for link in before.links if link.kind == "xfrm"} if routes else set()
+    for _, old, new in routes:
+        if old is not None and new is None and old.link in tunnels:
+            yield Flows(network=old.destination, owner=old.owner)
 
 
 def _of_lost_peers(peers: Pairs[Peer]) -> Iterator[Flows]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.document import DocumentError, validate
-from appliance.plan import diff, plan
+from appliance.plan import Lost, diff, plan
 from appliance.state import Entry
 from router.checks import problems
 from router.compile import compile
@@ -297,6 +297,15 @@ def test_one_more_user_is_one_part_and_nobody_else_s() -> None:
     before, after = (made(access=(access(),), users=u) for u in ((user(),), (user(), user("bob"))))
     steps = plan(compile(before, facts_of(before)), compile(after, facts_of(after)))
     assert [str(s) for s in steps] == ["set entry secret user.bob of ipsec (bob)"]
+
+
+def test_flows_end_with_their_tunnel() -> None:
+    """Else they would go on by an uplink, in the clear."""
+    before, after = (made(site(peer_networks=list(n))) for n in (("10.9.0.0/24", "10.10.0.0/24"), ("10.9.0.0/24",)))
+    for config, lost in ((after, ["10.10.0.0/24"]), (made(), ["10.9.0.0/24", "10.10.0.0/24"])):
+        steps = plan(compile(before, facts_of(before)), compile(config, facts_of(config)))
+        ended = [f.network for s in steps if isinstance(s.before, Lost) for f in s.before.flows]
+        assert ended == lost
 
 
 def test_what_others_stand_on_is_told_first() -> None:
