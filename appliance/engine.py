@@ -30,9 +30,9 @@ from appliance.metrics import Metrics
 from appliance.plan import Step, diff, digest, outline, plan
 from appliance.roles import Role
 from appliance.settings import Settings
-from appliance.state import Facts, Pool, Problem, Ruleset, State, Unit
+from appliance.state import Facts, Peer, Pool, Problem, Ruleset, State, Unit
 from appliance.store import Record, Store, StoreError
-from appliance.usage import SOURCE, Usage, source_of
+from appliance.usage import SOURCE, Usage, source_of, source_of_peer
 from appliance.vitals import Trouble
 
 ROUNDS = 2  # of making a machine what it was: a removal may take along what stays, as a link's last address its routes
@@ -557,6 +557,9 @@ class Engine:
         if _takes_counters(step):
             self._add_up()
         self.host.commit(step)
+        if isinstance(peer := step.before or step.after, Peer) and (step.before is None or step.after is None):
+            gone = source_of_peer(peer.link, peer.public_key)
+            self.usage.forget(lambda source: source == gone)
         if step.kind != "meters":
             return
         named = {source_of(name, key) for name, keys in step.elements.items() for key in (*keys[0], *keys[1])}
@@ -869,9 +872,11 @@ def _of_machine(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 def _takes_counters(step: Step) -> bool:
-    """Does a step end what counts traffic: elements, a haproxy's worker, or one of its servers?"""
+    """Does a step end what counts traffic: elements, a peer, a haproxy's worker, or one of its servers?"""
     if isinstance(step.before, Pool) and isinstance(step.after, Pool):
         return not {s.name for s in step.before.servers} <= {s.name for s in step.after.servers}
+    if isinstance(step.before, Peer) and step.after is None:
+        return True
     return step.kind == "meters" or (isinstance(step.before, Unit) and step.before.console != "")
 
 

@@ -61,7 +61,7 @@ from appliance.state import (
 from appliance.store import write_durably
 from appliance.tc import Shapers, changes
 from appliance.units import UnitError, UnitRunner, UnitStatus, definition
-from appliance.usage import Reading
+from appliance.usage import Reading, source_of_peer
 from appliance.vitals import Trouble, Vitals
 
 if TYPE_CHECKING:
@@ -626,7 +626,7 @@ class LinuxHost:
         indexes = {link: str(self.netlink.index(link)) for link in {link for link, _ in counted}}
         return [
             Reading(
-                peer.counted, peer.owner, f"wireguard {link} {key}",
+                peer.counted, peer.owner, source_of_peer(link, key),
                 (int(found["bytes_out"]), int(found["bytes_in"]), 0, 0), indexes[link],
             )
             for (link, key), found in counted.items()

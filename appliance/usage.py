@@ -54,6 +54,11 @@ def source_of(name: str, key: str) -> str:
     return f"{SOURCE}{name} {key}"
 
 
+def source_of_peer(link: str, public_key: str) -> str:
+    """What a counter of WireGuard is called."""
+    return f"wireguard {link} {public_key}"
+
+
 class Usage:
     """The sums, kept in `path` (None: nowhere). `now` gives seconds since the epoch. Not thread-safe: the engine is."""
 
