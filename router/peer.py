@@ -142,7 +142,9 @@ class Peer:
         if role == self.role:
             return
         say(f"{self.role} -> {role}")
-        self.role, self.since = role, time.time()
+        before, self.role, self.since = self.role, role, time.time()
+        if role == "primary" or before == "primary":
+            self.show_the_way()
         self.tell()
         for deed in DEEDS.get(role, ()):
             self._flows(deed)
@@ -265,6 +267,22 @@ class Peer:
                     sock.bind((link, 0))
                     mac = sock.getsockname()[4]
                     sock.send(advertised(mac, address) if ":" in address else gratuitous(mac, address))
+
+    def show_the_way(self) -> None:
+        """Tell guests of IPv6 by which member they go out: they know a router by its link-local address (RFC 4861).
+
+        By this one, now that it is the primary, and not by the other, in whose name that must be said, for it may be
+        dead; or not by this one any more. All else dnsmasq tells them within seconds.
+        """
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            for way in self.told.get("ways", ()):
+                with contextlib.suppress(OSError):
+                    sock.bind((way["link"], 0))
+                    mac = sock.getsockname()[4]
+                    if self.role == "primary":
+                        sock.send(advertisement(mac, link_local(bytes.fromhex(way["other"])), 0, way["managed"]))
+                    lifetime_s = way["lifetime"] if self.role == "primary" else 0
+                    sock.send(advertisement(mac, link_local(mac), lifetime_s, way["managed"]))
 
     def _watch_for_two(self) -> None:
         if self.role == "primary" == self.other_role:
@@ -428,6 +446,23 @@ def advertised(mac: bytes, address: str) -> bytes:
     body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
     head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
     return b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + head + own + everyone + body
+
+
+def link_local(mac: bytes) -> bytes:
+    """The address that a kernel gives itself on a link (RFC 4291, A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
+
+
+def advertisement(mac: bytes, router: bytes, lifetime_s: int, managed: bool) -> bytes:
+    """An Ethernet frame: a router's advertisement to all, which says only for how long it is a way out."""
+    everyone = socket.inet_pton(socket.AF_INET6, "ff02::1")
+    body = struct.pack("!BBHBBHII", 134, 0, 0, 0, 0x80 if managed else 0, lifetime_s, 0, 0)
+    words = struct.unpack("!28H", router + everyone + struct.pack("!II", len(body), 58) + body)
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
+    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
+    return b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + head + router + everyone + body
 
 
 def number(address: str) -> int:

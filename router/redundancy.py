@@ -208,6 +208,8 @@ def _files(state: State, config: Config, redundancy: Redundancy, facts: Facts, d
     yield File(KEEPALIVED, keepalived)
     yield File(CONNTRACKD, conntrackd)
     told = _told(config, redundancy, facts, link, digest)
+    if ways := list(_ways(state, config, other, facts)):
+        told["ways"] = ways
     told["shared"] = [[a.link, a.cidr.partition("/")[0]] for a in state.addresses if a.floating]
     yield File(PEER, _json(told))
     yield File(PROGRAM, program(), 0o755)
@@ -232,6 +234,15 @@ def _told(config: Config, redundancy: Redundancy, facts: Facts, link: str, diges
         "leases": list(_leases(config, facts)),
         "kept": f"{facts.state_dir}/redundancy",
     }
+
+
+def _ways(state: State, config: Config, other: Member, facts: Facts) -> Iterator[dict[str, Any]]:
+    """The links whose guests hear that the router is a way out in IPv6 (advertise.py), and the other's MAC there."""
+    macs = {link_name(i, facts): mac_of(i, other) for i in config.interfaces}
+    for advert in state.adverts:
+        if advert.kind == "router":
+            mac = macs[advert.link].replace(":", "")
+            yield {"link": advert.link, "other": mac, "lifetime": advert.lifetime_s, "managed": advert.managed}
 
 
 def _leases(config: Config, facts: Facts) -> Iterator[dict[str, Any]]:
