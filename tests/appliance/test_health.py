@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.health import NAMED, SAMPLE
-from appliance.state import Check, File, NftSet, Ruleset, State
+from appliance.state import Check, Entry, File, NftSet, Ruleset, State, Unit
 from appliance.vitals import Trouble
 from tests.appliance.rig import BASE, Rig, document
 from tests.appliance.test_certificate import SHORT, SHORT_ENDS
@@ -101,6 +102,14 @@ def test_troubles_and_drift_are_told_in_their_kind(rig: Rig) -> None:
     rig.engine.examine()
     found = looked(rig)
     assert (found["disk", "disk /var/log"]["ok"], found["memory", "memory"]["ok"]) == (False, True)
+
+
+def test_days_of_a_certificate_that_a_daemon_was_told(rig: Rig) -> None:
+    rig.host.clock = SHORT_ENDS - 20 * 86400
+    told = json.dumps({"certs": [SHORT]})
+    stand(rig, units=(Unit("vpnd", ("vpnd",)),), entries=(Entry("vpnd", "/run/x", "connection", "a", told, owner="a"),))
+    found = looked(rig)["certificate", "a"]
+    assert (found["ok"], found["why"]) == (False, "it ends in 20 days")
 
 
 def test_days_of_a_certificate(rig: Rig) -> None:

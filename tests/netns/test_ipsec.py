@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from appliance.checkup import answers
 from appliance.document import validate
 from router.config import Config
 from router.config_ipsec import AEADS, ENCRYPTIONS, GROUPS, INTEGRITIES
@@ -91,6 +92,19 @@ def test_a_site_comes_up_by_itself(router: RouterDaemon, there: Daemon) -> None:
     assert told == ["set secret site.paris of ipsec", "set connection site.paris of ipsec"]
     until(lambda: router.children() == {"site.paris all": "10.1.1.0/24 - 10.9.0.0/24"}, 10)
     assert router.drift() == []
+
+
+def test_health_tells_who_is_up_and_why_another_is_not(router: RouterDaemon, there: Daemon) -> None:
+    far(there)
+    dead = site("lyon", peer=DEAD, peer_networks=["10.20.0.0/24"])
+    config = made(site(), dead)
+    router.make(config)
+    until(lambda: bool(router.children()), 10)
+    checks = [{"kind": c.kind, "target": c.target, "name": c.name, "here": ""} for c in router.state.checks]
+    (lyon, _), (paris, words) = (told for told in answers(checks) if told)
+    assert (lyon, paris, words) == (False, True, f"up with {THEIRS}, 1 child SAs")
+    router.stop()
+    assert [told and told[0] for told in answers(checks)] == [False, False]
 
 
 def test_dead_peers_delay_nothing_and_a_change_disturbs_no_other(router: RouterDaemon, there: Daemon) -> None:
