@@ -19,7 +19,7 @@ from router.config_ipsec import AEADS, ENCRYPTIONS, GROUPS, INTEGRITIES
 from router.ipsec import ike_words
 from tests.certificates import Authority
 from tests.netns.ike import Daemon, RouterDaemon, Wire, facts_of
-from tests.netns.segment import until
+from tests.netns.segment import run, until
 from tests.router.samples import document
 from tests.trials import trials
 
@@ -123,6 +123,18 @@ def test_dead_peers_delay_nothing_and_a_change_disturbs_no_other(router: RouterD
     assert time.monotonic() - started < 1.5
     assert sorted({s.split()[2] for s in steps}) == ["site.dead-0", "site.dead-1", "site.dead-2", "site.named"]
     assert router.sas()["site.paris"]["uniqueid"] == before
+
+
+def test_a_site_comes_up_when_its_address_comes(router: RouterDaemon, there: Daemon, wire: Wire) -> None:
+    """As on a router of two: who is behind has no address, and tries for ever."""
+    far(there, remote="203.0.113.11")
+    router.make(made(site(address="203.0.113.11")))
+    assert router.sas() == {}
+    run("ip", "-n", wire.router, "address", "add", "203.0.113.11/24", "dev", "eth0")
+    try:
+        until(lambda: bool(router.children()), 30)
+    finally:
+        run("ip", "-n", wire.router, "address", "delete", "203.0.113.11/24", "dev", "eth0")
 
 
 def test_ikev1_has_a_child_for_each_pair_of_networks(router: RouterDaemon, there: Daemon) -> None:
