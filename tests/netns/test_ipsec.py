@@ -125,6 +125,27 @@ def test_dead_peers_delay_nothing_and_a_change_disturbs_no_other(router: RouterD
     assert router.sas()["site.paris"]["uniqueid"] == before
 
 
+def test_a_peer_that_died_is_noticed_and_asked_again(router: RouterDaemon, there: Daemon) -> None:
+    """It forgot all, and says nothing; nobody sends anything into the tunnel."""
+    far(there)
+    router.make(made(site(dpd=1)))
+    # Two seconds of patience in the place of a minute and a half.
+    router.stop()
+    conf = (router.folder / "strongswan.conf").read_text()
+    router.start(conf.replace("retransmit_tries = 4", "retransmit_tries = 1\n  retransmit_timeout = 0.7"))
+    until(lambda: router.socket.exists() and bool(router.drift()))
+    router.heal()
+    until(lambda: bool(router.children()), 10)
+    before = router.sas()["site.paris"]["uniqueid"]
+    assert there.process is not None
+    there.process.kill()
+    there.process.wait()
+    there.socket.unlink()
+    there.start()
+    far(there)
+    until(lambda: bool(there.children()) and router.sas()["site.paris"]["uniqueid"] != before, 20)
+
+
 def test_a_site_comes_up_when_its_address_comes(router: RouterDaemon, there: Daemon, wire: Wire) -> None:
     """As on a router of two: who is behind has no address, and tries for ever."""
     far(there, remote="203.0.113.11")
