@@ -329,8 +329,17 @@ class LinuxHost:
     def _reload(self, unit: Unit) -> None:
         if unit.console:
             self._balancer(unit.console).reload(lambda: self.runner.reload(unit))
+        elif unit.reload_by:
+            self._reload_by(unit)
         else:
             self.runner.reload(unit)
+
+    def _reload_by(self, unit: Unit) -> None:
+        """By its own program."""
+        status, out, err = self.run(unit.reload_by)
+        if status != 0:
+            words = (err + out).decode(errors="replace").strip()
+            raise UnitError(unit.name, f"{unit.reload_by[0]} ended in {status}", words[-2000:])
 
     def _balancer(self, console: str) -> Haproxy:
         from appliance.haproxy import Haproxy  # most routers balance nothing: loaded where one does

@@ -293,7 +293,9 @@ def _units(before: tuple[Unit, ...], after: tuple[Unit, ...], changed: set[str])
         elif _started_from(was) != _started_from(unit) or changed.intersection((*was.restart_on, *unit.restart_on)):
             yield Step("unit", "restart", unit.name, was, unit, owner=unit.owner)
         elif changed.intersection((*was.reload_on, *unit.reload_on)):
-            yield Step("unit", "reload" if unit.reload else "restart", unit.name, was, unit, owner=unit.owner)
+            yield Step(
+                "unit", "reload" if unit.reload or unit.reload_by else "restart", unit.name, was, unit, owner=unit.owner
+            )
 
 
 def _entries(before: State, after: State, units: tuple[Step, ...]) -> Iterator[Step]:

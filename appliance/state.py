@@ -92,9 +92,9 @@ class Unit:
     """A long-running process that shall be active.
 
     `command` is its argv; it stays in the foreground. When one of `reload_on` changes the unit is sent `reload`
-    (a signal's name, "" for none); when one of `restart_on` or the unit itself changes it is restarted. `check` is the
-    daemon's own dry check: an argv in which `{PATH}` stands for a temporary copy of the file PATH in `checks`; each
-    PATH is one of the State's files.
+    (a signal's name, "" for none), or the command `reload_by` is run, which shall end well; when one of `restart_on` or
+    the unit itself changes it is restarted. `check` is the daemon's own dry check: an argv in which `{PATH}` stands for
+    a temporary copy of the file PATH in `checks`; each PATH is one of the State's files.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Unit:
     sandbox: Sandbox = Sandbox()
     console: str = ""  # of a haproxy: its master's socket. It says when a reload is through, and is told of pools
     apart: str = ""  # the folder of its files. Refused, they and the unit stay as they were, and nothing else waits
+    reload_by: tuple[str, ...] = ()
     owner: str = field(default="", compare=False)
 
 

@@ -18,6 +18,7 @@ from appliance.state import Facts, Problem, Touched
 from router.checks_advertise import advertise_problems
 from router.checks_balancer import balancer_problems, port_problems
 from router.checks_bandwidth import limit_problems
+from router.checks_bgp import bgp_problems
 from router.checks_ipsec import ipsec_forwards, ipsec_problems
 from router.checks_metadata import metadata_problems, told_problems
 from router.checks_redundancy import plugged_problems, redundancy_problems
@@ -51,7 +52,7 @@ _LOCAL = frozenset({"forwards", "firewall", "egress", "ingress", "acls", "hosts"
 _COLLECTIONS = (
     "interfaces", "networks", "forwards", "static_nats", "firewall", "egress", "ingress", "acls", "routes",
     "hosts", "records", "wireguard", "vpn_users", "wireguard_sites", "balancers", "certificates", "stats_pages",
-    "limits",
+    "limits", "bgp_peers",
     "ipsec_sites", "ipsec_access", "ipsec_users",
 )  # fmt: skip
 
@@ -96,6 +97,7 @@ def _all(config: Config, facts: Facts | None) -> Iterator[Problem]:
     yield from balancer_problems(config, ground)
     yield from metadata_problems(config)
     yield from ipsec_problems(config)
+    yield from bgp_problems(config, ground)
 
 
 def _identities(config: Config) -> Iterator[Problem]:

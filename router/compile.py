@@ -15,6 +15,7 @@ from router.acl import compile_acl, revise_acls
 from router.advertise import compile_advertise, revise_advertise
 from router.balancer import compile_balancer, revise_balancer
 from router.bandwidth import compile_bandwidth, revise_bandwidth
+from router.bgp import compile_bgp
 from router.config import Config
 from router.dhcp import compile_dhcp, revise_dhcp
 from router.dns import compile_dns, revise_dns
@@ -55,6 +56,7 @@ _PARTS = (
     compile_ipsec,
     compile_usage,
     compile_balancer,
+    compile_bgp,
     compile_bandwidth,  # the last with chains: it may make them anew (`revise_bandwidth`)
     compile_health,  # the last: its own last part is what `revise_health` makes anew
 )

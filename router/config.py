@@ -15,6 +15,7 @@ from appliance.document import Model
 from appliance.values import Address, Cidr, HostCidr, Hostname, Identifier, Label, Mac, Mtu, Port, Text
 from router.config_balancer import Balancer, Certificate, StatsPage
 from router.config_bandwidth import Limit
+from router.config_bgp import Bgp, BgpPeer
 from router.config_ipsec import IpsecAccess as IpsecAccess
 from router.config_ipsec import IpsecSite
 from router.config_ipsec import IpsecUser as IpsecUser
@@ -326,6 +327,8 @@ class Config(Model):
     ipsec_sites: tuple[IpsecSite, ...] = ()
     ipsec_access: tuple[IpsecAccess, ...] = ()
     ipsec_users: tuple[IpsecUser, ...] = ()
+    bgp: Bgp | None = None
+    bgp_peers: tuple[BgpPeer, ...] = ()
     upstream: tuple[Address, ...] = ()
     limits: tuple[Limit, ...] = ()
     usage: bool = False

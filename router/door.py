@@ -10,7 +10,8 @@ class Door:
     """Who comes in by `link` may ask the router at its `address` (of either family; a group of many, too) for this
     protocol ("tcp", "udp", or a number as "112" for VRRP and "50" for ESP) and port; 0: a protocol that has none.
 
-    `public`: the address is a public interface's, and no firewall rule need allow it. `owner` is the object's id.
+    `public`: the address is a public interface's, and no firewall rule need allow it. `source`: only from this address;
+    "" from any. `owner` is the object's id.
     """
 
     link: str
@@ -19,3 +20,4 @@ class Door:
     port: int
     owner: str
     public: bool = False
+    source: str = ""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from appliance.state import Facts
 from router.balancer import balancer_doors
+from router.bgp import bgp_doors
 from router.config import Config
 from router.door import Door as Door
 from router.ipsec import ipsec_doors
@@ -27,6 +28,7 @@ FEATURES: tuple[Feature, ...] = (
     ipsec_doors,
     balancer_doors,
     redundancy_doors,
+    bgp_doors,
 )
 
 

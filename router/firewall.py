@@ -183,11 +183,13 @@ def _opened(opened: Iterable[Door]) -> list[NftSet]:
         if door.public:
             name = f"s_public_{'port' if door.port else 'protocol'}{'6' if is_v6(door.address) else ''}"
             key = f"{door.address} . {door.protocol}" + (f" . {door.port}" if door.port else "")
+            if door.source:
+                name, key = name.replace("_port", "_from"), f"{door.source} . {key}"
             found.setdefault(name, {})[key] = door.owner
     return [
         NftSet(
             name,
-            f"ipv{'6' if name.endswith('6') else '4'}_addr . inet_proto" + " . inet_service" * ("_port" in name),
+            _public_key(name),
             elements=dict.fromkeys(owners, ""),
             owners=owners,
         )
@@ -195,14 +197,25 @@ def _opened(opened: Iterable[Door]) -> list[NftSet]:
     ]
 
 
+def _public_key(name: str) -> str:
+    address = "ipv6_addr" if name.endswith("6") else "ipv4_addr"
+    source = f"{address} . " if "_from" in name else ""
+    return f"{source}{address} . inet_proto" + " . inet_service" * ("_protocol" not in name)
+
+
 def _public_door(name: str) -> FilterRule:
-    address: FieldName = "ip6 daddr" if name.endswith("6") else "ip daddr"
-    port: tuple[FieldName, ...] = ("th dport",) if "_port" in name else ()
-    return FilterRule((Match((address, "meta l4proto", *port), set=name),), ACCEPT, "the router's own, without a rule")
+    v6 = name.endswith("6")
+    address: FieldName = "ip6 daddr" if v6 else "ip daddr"
+    source: tuple[FieldName, ...] = (("ip6 saddr" if v6 else "ip saddr"),) if "_from" in name else ()
+    port: tuple[FieldName, ...] = () if "_protocol" in name else ("th dport",)
+    match = Match((*source, address, "meta l4proto", *port), set=name)
+    return FilterRule((match,), ACCEPT, "the router's own, without a rule")
 
 
 _PUBLIC_DOORS = {
-    name: _public_door(name) for name in ("s_public_port", "s_public_protocol", "s_public_port6", "s_public_protocol6")
+    name: _public_door(name)
+    for kind in ("port", "from", "protocol")
+    for name in (f"s_public_{kind}", f"s_public_{kind}6")
 }
 
 

@@ -2,6 +2,7 @@
 
     s_own, s_own6            link . address -> a neighbour may ping it there
     s_service, s_service6    link . address . protocol . port: DHCP, DNS, and the doors of other features (doors.py)
+    s_service_from, s_service_from6  link . address . source . protocol . port: doors for one neighbour; where there are
     s_protocol, s_protocol6  link . address . protocol: doors of protocols without ports; there while there are any
 
 A public address answers whatever its firewall lets in: that has judged before.
@@ -48,6 +49,11 @@ def offers(config: Config, facts: Facts, opened: tuple[Door, ...]) -> tuple[Filt
         FilterRule((Match((*here, "meta l4proto", "th dport"), set="s_service"),), ACCEPT, "DHCP, DNS"),
         FilterRule((Match((*here6, "meta l4proto", "th dport"), set="s_service6"),), ACCEPT, "DHCPv6, DNS"),
         *(
+            FilterRule((Match((*fields, "meta l4proto", "th dport"), set=name),), ACCEPT, "one neighbour's own")
+            for name, fields in (("s_service_from", (*here, "ip saddr")), ("s_service_from6", (*here6, "ip6 saddr")))
+            if any(_is_from(d) and is_v6(d.address) is name.endswith("6") for d in opened)
+        ),
+        *(
             FilterRule((Match((*fields, "meta l4proto"), set=name),), ACCEPT, "a protocol without ports")
             for name, fields in (("s_protocol", here), ("s_protocol6", here6))
             if any(_is_protocol(d) and is_v6(d.address) is (name == "s_protocol6") for d in opened)
@@ -57,6 +63,10 @@ def offers(config: Config, facts: Facts, opened: tuple[Door, ...]) -> tuple[Filt
 
 def _is_protocol(door: Door) -> bool:
     return not door.public and not door.port
+
+
+def _is_from(door: Door) -> bool:
+    return not door.public and bool(door.port and door.source)
 
 
 def asked_at(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator[NftSet]:
@@ -77,6 +87,12 @@ def asked_at(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator
     key = f"ifname . {PORT_KEY}"
     yield NftSet("s_service", key, elements=dict.fromkeys(services, ""), owners=services)
     yield from _own6(config, facts, opened)
+    for name, of, v6 in (("s_service_from", "ipv4_addr", False), ("s_service_from6", "ipv6_addr", True)):
+        some = [d for d in opened if _is_from(d) and is_v6(d.address) is v6]
+        found = {f"{d.link} . {d.address} . {d.source} . {d.protocol} . {d.port}": d.owner for d in some}
+        if found:
+            key = f"ifname . {of} . {of} . inet_proto . inet_service"
+            yield NftSet(name, key, elements=dict.fromkeys(found, ""), owners=found)
     for name, of, v6 in (("s_protocol", "ipv4_addr", False), ("s_protocol6", "ipv6_addr", True)):
         found = {f"{d.link} . {d.address} . {d.protocol}": d.owner for d in opened if _is_protocol(d)}
         found = {key: owner for key, owner in found.items() if (":" in key) is v6}
@@ -86,7 +102,7 @@ def asked_at(config: Config, facts: Facts, opened: tuple[Door, ...]) -> Iterator
 
 def _at(opened: Iterable[Door], v6: bool) -> dict[str, str]:
     """The doors of a family with a port, as keys of s_service, with their owners."""
-    inner = (d for d in opened if d.port and not d.public and is_v6(d.address) is v6)
+    inner = (d for d in opened if d.port and not d.public and not d.source and is_v6(d.address) is v6)
     return {f"{d.link} . {d.address} . {d.protocol} . {d.port}": d.owner for d in inner}
 
 

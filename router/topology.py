@@ -139,9 +139,18 @@ def interface_problems(config: Config) -> Iterator[Problem]:
         path = f"config.interfaces[{interface.id}]"
         yield from _interface(interface, path)
         yield from _private_gateway(interface, acls, path)
+        if interface.use == "public" and interface.gateway is None and not _learns(config, interface):
+            told = "a public interface needs a gateway; add the address of the next router"
+            yield Problem(f"{path}.gateway", f"{told}, or take the default of a BGP peer that is a neighbour there")
     yield from _shared_macs(config)
     yield from _shared_addresses(config)
     yield from _overlaps(config)
+
+
+def _learns(config: Config, interface: Interface) -> bool:
+    """Does a peer on an interface tell of a default that is taken?"""
+    known = subnets((interface,))
+    return any(p.default and not is_v6(p.address) and towards(p.address, known) for p in config.bgp_peers)
 
 
 def _interface(interface: Interface, path: str) -> Iterator[Problem]:
@@ -162,11 +171,9 @@ def _gateway(interface: Interface, path: str) -> Iterator[Problem]:
     if interface.use != "public":
         if gateway is not None:
             yield Problem(path, "only a public interface has a gateway; remove it, or write a static route")
-    elif gateway is None:
-        yield Problem(path, "a public interface needs a gateway; add the address of the next router")
-    elif is_v6(gateway):
+    elif gateway is not None and is_v6(gateway):
         yield Problem(path, f"{gateway} is IPv6; write it as gateway6, and here the IPv4 address of the next router")
-    else:
+    elif gateway is not None:
         yield from _next_router(interface, gateway, path)
 
 
