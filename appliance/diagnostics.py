@@ -37,6 +37,8 @@ def diagnose(host: Host, raw: Any) -> dict[str, Any]:
     elif question.kind == "arping":
         if question.link is None:
             raise DiagnosticsError("arping needs a link: the interface to ask on")
+        if ":" in question.address:
+            raise DiagnosticsError("arping asks for IPv4 addresses; a neighbour of IPv6 answers ping")
         argv = ("arping", "-c", count, "-w", str(question.count + 2), "-I", question.link, question.address)
     else:
         argv = ("traceroute", "-n", "-w", "1", "-q", "1", "-m", "20", question.address)

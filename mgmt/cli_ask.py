@@ -115,7 +115,7 @@ PACKET = (
     ),
     click.option("--src", metavar="ADDRESS", help="Its source address."),
     click.option("--dst", metavar="ADDRESS", required=True, help="Its destination address."),
-    click.option("--proto", metavar="PROTOCOL", help="tcp, udp, icmp or a number.  [default: tcp]"),
+    click.option("--proto", metavar="PROTOCOL", help="tcp, udp, icmp, icmpv6 or a number.  [default: tcp]"),
     click.option("--sport", type=click.IntRange(1, 65535), metavar="PORT", help="Its source port."),
     click.option("--dport", type=click.IntRange(1, 65535), metavar="PORT", help="Its destination port."),
     click.option("--icmp-type", type=click.IntRange(0, 255), metavar="TYPE", help="Its ICMP type."),

@@ -157,6 +157,7 @@ def test_wrong_ways(client: FlaskClient, method: str, path: str, status: int) ->
         b'{"kind": "ping", "address": "192.0.2.1", "count": 1000}',
         b'{"kind": "arping", "address": "192.0.2.1"}',
         b'{"kind": "arping", "address": "192.0.2.1", "link": "-e"}',
+        b'{"kind": "arping", "address": "2001:db8::1", "link": "eth1"}',
     ],
 )
 def test_diagnostics_that_are_refused(client: FlaskClient, body: bytes) -> None:
