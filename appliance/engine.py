@@ -762,6 +762,30 @@ class Engine:
             self.troubles = found
             return found
 
+    # --- members
+
+    def ask_members(self) -> None:
+        """Ask the State's members, and where one has become ill or well, make the State anew: of the same document, and
+        of what is a fact now. Not while a generation waits for its confirmation, nor while the machine is broken."""
+        with self.lock:
+            if not self.current.state.members or self.current.config is None:
+                return
+            down = self.host.ask_members(self.current.state)
+            if down == self._facts.down or self.awaiting or self.broken or self._drifted:
+                return
+            before, facts, self._facts = self.current, self._facts, self.host.facts()
+            state = self.role.compile(before.config, self._facts)
+            if before.record and before.refused:
+                state = self._standing(state, before.record.stands, {str(r["folder"]) for r in before.refused})
+            steps = plan(before.state, state)
+            failed = self._commit(steps, state) or self._verify(steps, state)
+            if failed:
+                self._facts = replace(self._facts, down=facts.down)  # so that it is tried again
+                self._converge(before.state, "members")
+            else:
+                self.current = replace(before, state=state)
+            self.log.warning("members", down=sorted(down), error=str(failed["error"]) if failed else "")
+
     # --- usage
 
     def count(self) -> None:

@@ -95,6 +95,9 @@ class FakeHost:
     def counters(self) -> dict[str, dict[str, int]]:
         return {}
 
+    def ask_members(self, state: State) -> frozenset[str]:
+        return self.known.down
+
     def legacy(self) -> list[str]:
         return []
 
@@ -284,6 +287,7 @@ class FakeHost:
             units=tuple(u if self._is_well(u) else replace(u, command=()) for u in m.units),
             entries=tuple(e for e in m.entries if e.unit in {u.name for u in wished.units}),
             probes=wished.probes,
+            members=wished.members,
             checks=wished.checks,
         )
 

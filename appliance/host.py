@@ -29,6 +29,7 @@ from appliance import conntrack, meters, nftelement, nftlist, probe
 from appliance.adverts import Adverts
 from appliance.events import Event, Events
 from appliance.machine import CheckError, HaproxyError, HostError, Told
+from appliance.members import Members
 from appliance.metrics import Metrics
 from appliance.netlink import Netlink, NetlinkError
 from appliance.nft import Nft, NftError
@@ -94,6 +95,7 @@ class LinuxHost:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="check")
         self._adverts = Adverts(settings.run_dir)
         self._loaded = Path(settings.run_dir) / "loaded"
+        self._members = Members(self.monotonic)
         self._haproxies: dict[str, Haproxy] = {}  # by console
         self._pulse = Pulse(self.monotonic)
         self._vitals = Vitals(settings, metrics)
@@ -138,7 +140,11 @@ class LinuxHost:
         except NetlinkError as error:
             raise HostError(str(error)) from None
         s = self.settings
-        return Facts(s.name, links, s.control_mac, s.state_dir, s.run_dir)
+        return Facts(s.name, links, s.control_mac, s.state_dir, s.run_dir, self._members.down)
+
+    def ask_members(self, state: State) -> frozenset[str]:
+        self._members.tick(state.members)
+        return self._members.down
 
     # --- dry checks
 
@@ -422,6 +428,7 @@ class LinuxHost:
                 adverts=self._adverts.told(wished.adverts),
                 entries=self._entries(wished, (e for s in others for e in s.entries)),
                 probes=wished.probes,
+                members=wished.members,
                 checks=wished.checks,
             )
         except (NetlinkError, UnitError, NftError, OSError) as error:

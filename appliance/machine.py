@@ -71,6 +71,9 @@ class Host(Protocol):
     def counters(self) -> dict[str, dict[str, int]]:
         """Bytes and packets of every link, both ways."""
 
+    def ask_members(self, state: State) -> frozenset[str]:
+        """Go on asking the state's members. Those that are not well, as the next facts have them. Waits for nobody."""
+
     def legacy(self) -> list[str]:
         """Rules of the kernel's old iptables tables, in words: what hides beside our table."""
 

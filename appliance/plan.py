@@ -438,10 +438,12 @@ def _targets(ruleset: Ruleset, verdict: str) -> set[tuple[str, tuple[str, ...]]]
     name = verdict.removeprefix("jump ")
     found = set()
     for rule in next((c.rules for c in ruleset.chains if c.name == name), ()):
-        if isinstance(rule.statement, Nat) and rule.statement.to:
+        if isinstance(rule.statement, Nat) and not rule.statement.map:
             among = next((m for m in rule.matches if m.fields == ("ip saddr",)), None)
             sources = tuple(ruleset.sets[among.set].elements) if among and among.set else among.values if among else ()
-            found.add((rule.statement.to, sources))
+            targets = (*rule.statement.targets, *rule.statement.keeps)
+            for to in filter(None, (rule.statement.to, *(t.replace(" . ", ":") for t in targets))):
+                found.add((to, sources))
     return found
 
 

@@ -49,6 +49,11 @@ def _statement(statement: Statement) -> str:
         if statement.kind == "masquerade":
             return "masquerade"
         to = f"{fields} map @{statement.map}" if statement.map else statement.to
+        if statement.spread:
+            places = ", ".join(f"{n} : {target}" for n, target in enumerate(statement.targets))
+            seeded = f"jhash ip saddr mod {len(statement.targets)} seed 0x1"
+            turn = seeded if statement.spread == "source" else f"numgen inc mod {len(statement.targets)}"
+            to = f"{turn} map {{ {places} }}"
         return f"{statement.kind} {statement.family} to {to}"
     if isinstance(statement, SetMark):
         mapped = f"{fields} map @{statement.map}" if statement.map else ""

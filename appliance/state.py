@@ -49,6 +49,7 @@ class Facts:
     control: str = ""  # MAC of the control interface
     state_dir: str = "/var/lib/narthex"
     run_dir: str = "/run/narthex"
+    down: frozenset[str] = frozenset()  # members that are not well, by their key
 
 
 # --- files, units, sysctls -------------------------------------------------------------------------------------------
@@ -85,6 +86,8 @@ class Sandbox:
     capabilities: tuple[str, ...] = ()
     families: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
+    descriptors: int = 0  # how many files and sockets it may have open, 0 for systemd's own limit
+    makes_code: bool = False  # it compiles what it runs (regular expressions), into memory that is written and run
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +391,8 @@ class VerdictMap:
 class Nat:
     """`dnat` or `snat` to the value that the map named `map` has for `fields`, or to the literal `to`, or `masquerade`.
 
-    No entry in the map: go on with the next rule.
+    No entry in the map: go on with the next rule. Or with `spread` to one of `targets` ("address . port"): to each in
+    turn, or always the same for a source. Flows to `keeps` go on, and no new one goes there.
     """
 
     kind: Literal["dnat", "snat", "masquerade"]
@@ -396,6 +400,9 @@ class Nat:
     map: str = ""
     to: str = ""
     family: Literal["ip", "ip6"] = "ip"
+    spread: Literal["", "turn", "source"] = ""
+    targets: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,12 +510,29 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """Who is asked each `interval` seconds whether he is well, at `address` and `port` (IPv4): `key` is in Facts.down
+    after `fall` noes in a row, until `rise` yeses. What that means for the State, the role says when it compiles."""
+
+    key: str
+    address: str
+    port: int
+    kind: Literal["tcp", "udp"]
+    interval: int = 2
+    timeout: int = 2
+    rise: int = 2
+    fall: int = 3
+    owner: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What a machine shall be: the whole of it that is ours. Two equal States make two equal machines."""
 
     files: tuple[File, ...] = ()
     units: tuple[Unit, ...] = ()
     pools: tuple[Pool, ...] = ()
+    members: tuple[Member, ...] = ()  # asked while this State is; they are nothing that a machine is
     sysctls: tuple[Sysctl, ...] = ()
     links: tuple[Link, ...] = ()
     wireguards: tuple[Wireguard, ...] = ()

@@ -265,6 +265,10 @@ def _allowed(sandbox: Sandbox) -> list[str]:
     ]
     if _BECOMES.intersection(sandbox.capabilities):
         lines.append("SystemCallFilter=@setuid capset")
+    if sandbox.descriptors:
+        lines.append(f"LimitNOFILE={sandbox.descriptors}")
+    if sandbox.makes_code:
+        lines.append("MemoryDenyWriteExecute=no")
     lines += [f"ReadWritePaths={_word(path)}" for path in sandbox.writable]
     return lines
 

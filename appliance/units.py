@@ -67,7 +67,17 @@ class UnitRunner(Protocol):
 def definition(unit: Unit) -> str:
     """A digest of what a unit's process is started from: not of its files, nor of when it is reloaded."""
     box = unit.sandbox
-    parts = [unit.name, unit.command, unit.reload, unit.directories, box.capabilities, box.families, box.writable]
+    parts: list[Any] = [
+        unit.name,
+        unit.command,
+        unit.reload,
+        unit.directories,
+        box.capabilities,
+        box.families,
+        box.writable,
+    ]
+    if box.descriptors or box.makes_code:
+        parts += [box.descriptors, box.makes_code]
     return sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -48,6 +48,7 @@ class Watch(threading.Thread):
             reason, by = self._heard(wait)
             self.engine.expire()
             self.pulse()
+            self._ask()
             self._count()
             due = self.engine.host.monotonic() >= next_look
             if not reason and not due:
@@ -86,6 +87,12 @@ class Watch(threading.Thread):
         if now >= self._next_look:
             self._next_look = now + EXAMINATION
             self.engine.examine()
+
+    def _ask(self) -> None:
+        try:
+            self.engine.ask_members()
+        except Exception as error:
+            self.log.error("members", error=f"{type(error).__name__}: {error}")
 
     def _count(self) -> None:
         now = self.engine.host.monotonic()

@@ -31,14 +31,15 @@ from typing import TypeVar
 from appliance.state import Facts, File, Pool, Sandbox, Server, State, Sysctl, Touched, Unit
 from appliance.values import is_v6
 from router.config import Config
-from router.config_balancer import AppCookie, Backend, Balancer, Certificate, Health, LbCookie, SourceBased, StatsPage
+from router.config_balancer import AppCookie, Backend, Balancer, Certificate, LbCookie, SourceBased, StatsPage
 from router.door import Door
 from router.layout import fill
 from router.links import link_names, own_addresses
 
 FOLDER = "/etc/narthex/balancer"
 PEERS_PORT = 1024  # of 127.0.0.1
-MOST_CONNECTIONS = 200_000  # of all rules: each has two descriptors, and systemd allows 524,288 of them
+DESCRIPTORS = 524_288  # systemd's own ceiling
+MOST_CONNECTIONS = 200_000  # of all rules: each has two descriptors
 P = TypeVar("P", File, Unit)
 WORDS = 32  # CIDRs in a line, which has 64 words
 
@@ -64,7 +65,8 @@ def compile_balancer(config: Config, facts: Facts) -> State:
     files = (*_configuration(rules, config.stats_pages, run), *_crt_lists(rules), *map(_pem, certificates))
     pools = tuple(_pool(rule, f"{run}/master.sock") for rule in rules)
     sysctls = (Sysctl("net.ipv4.ip_nonlocal_bind", "1"), Sysctl("net.ipv6.ip_nonlocal_bind", "1"))
-    return State(files=files, units=(_unit(files, run),), pools=pools, sysctls=sysctls)
+    has_patterns = any(isinstance(r.stickiness, AppCookie) and r.stickiness.prefix for r in rules)
+    return State(files=files, units=(_unit(files, run, has_patterns),), pools=pools, sysctls=sysctls)
 
 
 def revise_balancer(state: State, config: Config, touched: Sequence[Touched], facts: Facts) -> State | None:
@@ -107,9 +109,9 @@ def balancer_doors(config: Config, facts: Facts) -> Iterator[Door]:
     links = {a: link for link, i in inner.items() for v6 in (False, True) for a in own_addresses(i, v6)}
     rules: tuple[Balancer | StatsPage, ...] = (*config.balancers, *config.stats_pages)
     for rule in rules:
-        if link := links.get(rule.address):
-            is_udp = isinstance(rule, Balancer) and rule.protocol == "udp"
-            yield Door(link, rule.address, "udp" if is_udp else "tcp", rule.port, rule.id)
+        is_udp = isinstance(rule, Balancer) and rule.protocol == "udp"  # translated before it would come in
+        if not is_udp and (link := links.get(rule.address)):
+            yield Door(link, rule.address, "tcp", rule.port, rule.id)
 
 
 # --- files and the unit -------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def _pem(one: Certificate) -> File:
     return File(f"{FOLDER}/{one.id}.pem", text, 0o600, secret=True, owner=one.id)
 
 
-def _unit(files: tuple[File, ...], run: str) -> Unit:
+def _unit(files: tuple[File, ...], run: str, makes_code: bool) -> Unit:
     read = tuple(f.path for f in files if not f.path.endswith("/shape"))
     told = tuple(f.path for f in files if not f.path.endswith("/haproxy.cfg"))
     return Unit(
@@ -157,7 +159,13 @@ def _unit(files: tuple[File, ...], run: str) -> Unit:
         checks=read,
         directories=((FOLDER, 0o700, "root"), (run, 0o755, "root")),
         # Its master stays root and ends workers that have become haproxy. Ports below 1024, also of a later reload.
-        sandbox=Sandbox(("KILL", "NET_BIND_SERVICE", "SETGID", "SETUID"), ("INET", "INET6"), (run,)),
+        sandbox=Sandbox(
+            ("KILL", "NET_BIND_SERVICE", "SETGID", "SETUID"),
+            ("INET", "INET6"),
+            (run,),
+            descriptors=DESCRIPTORS,
+            makes_code=makes_code,
+        ),  # fmt: skip
         console=f"{run}/master.sock",
         apart=FOLDER,
     )
@@ -173,7 +181,7 @@ def _rule(rule: Balancer) -> Section:
 
 
 def _lines(rule: Balancer) -> Iterator[str]:
-    limits, timeouts, health = rule.limits, rule.timeouts, rule.health
+    limits, timeouts = rule.limits, rule.timeouts
     yield f"bind {_socket(rule.address, rule.port)}{' accept-proxy' if rule.accept_proxy else ''}{_tls(rule)}"
     yield f"mode {rule.protocol}"
     yield f"maxconn {limits.connections}"
@@ -201,7 +209,7 @@ def _lines(rule: Balancer) -> Iterator[str]:
         kind = "ipv6" if is_v6(rule.address) else "ip"
         yield f"stick-table type {kind} size {rule.stickiness.entries} expire {rule.stickiness.expire}s peers narthex"
         yield "stick on src"
-    yield from _check(health)
+    yield from _check(rule)
 
 
 def _tls(rule: Balancer) -> str:
@@ -220,10 +228,11 @@ def _sources(sources: Sequence[str]) -> Iterator[str]:
         yield "tcp-request connection reject if !allowed"
 
 
-def _check(health: Health) -> Iterator[str]:
-    if health.kind != "off":
+def _check(rule: Balancer) -> Iterator[str]:
+    health = rule.health
+    if rule.asked_by != "off":
         yield f"timeout check {health.timeout}s"
-    if health.kind == "http":
+    if rule.asked_by == "http":
         host = f" ver HTTP/1.1 hdr Host {health.host}" if health.host else " ver HTTP/1.0"
         yield "option httpchk"
         yield f"http-check send meth {health.method} uri {health.path}{host}"
@@ -303,7 +312,7 @@ def _server_line(rule: Balancer, backend: Backend) -> str:
 def _options(rule: Balancer) -> Iterator[str]:
     """What all servers of a rule are."""
     health, limits = rule.health, rule.limits
-    if health.kind != "off":
+    if rule.asked_by != "off":
         yield "check"
         yield from (f"inter {health.interval}s", f"rise {health.rise}", f"fall {health.fall}")
         if health.port:

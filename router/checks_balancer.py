@@ -133,11 +133,13 @@ def _fitting(rule: Balancer, path: str) -> Iterator[Problem]:
             yield Problem(f"{path}.stickiness.kind", told)
         if not rule.keep_alive:
             yield Problem(f"{path}.keep_alive", "only http knows where a request ends; say http, or remove this")
-    if health.kind != "http":
+    if rule.asked_by != "http":
         plain = Health(kind=health.kind)
         for name in ("method", "path", "host", "codes"):
             if getattr(health, name) != getattr(plain, name):
-                yield Problem(f"{path}.health.{name}", f"a {health.kind} check asks no page; say http, or remove this")
+                yield Problem(
+                    f"{path}.health.{name}", f"a {rule.asked_by} check asks no page; say http, or remove this"
+                )
 
 
 def _fitting_udp(rule: Balancer, path: str) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ from router.redundancy import digest_of, paired, repaired, seated
 from router.routed import compile_routed, revise_ingress
 from router.routing import compile_routing
 from router.senders import compile_senders
+from router.spread import compile_spread
 from router.tunnels import compile_tunnels
 from router.usage import compile_usage, revise_usage
 from router.wireguard import compile_wireguard, revise_users
@@ -49,6 +50,7 @@ _PARTS = (
     compile_tunnels,
     compile_wireguard,
     compile_nat,
+    compile_spread,
     compile_dhcp,
     compile_advertise,
     compile_dns,
@@ -132,6 +134,7 @@ def _together(parts: list[State]) -> State:
         files=tuple(f for p in parts for f in p.files),
         units=tuple(u for p in parts for u in p.units),
         pools=tuple(x for p in parts for x in p.pools),
+        members=tuple(x for p in parts for x in p.members),
         sysctls=tuple(s for p in parts for s in p.sysctls),
         links=tuple(x for p in parts for x in p.links),
         wireguards=tuple(x for p in parts for x in p.wireguards),

@@ -35,9 +35,10 @@ class Backend(Model):
 class Health(Model):
     """How backends are asked whether they are well, each `interval` seconds: by a connection (tcp), by a request that
     is answered with one of `codes` (http), or not (off). `fall` failures in a row end it, `rise` successes bring it
-    back. `port` None: the backend's own."""
+    back. `port` None: the backend's own. Of a UDP rule: by a datagram that nothing refuses (udp), or by a connection.
+    `kind` None: udp for UDP, else tcp."""
 
-    kind: Literal["tcp", "http", "udp", "off"] = "tcp"
+    kind: Literal["tcp", "http", "udp", "off"] | None = None
     interval: Seconds = 2
     timeout: Seconds = 2
     rise: Times = 2
@@ -152,6 +153,11 @@ class Balancer(Model):
     keep_alive: bool = True
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+
+    @property
+    def asked_by(self) -> Literal["tcp", "http", "udp", "off"]:
+        """How its backends are asked whether they are well."""
+        return self.health.kind or ("udp" if self.protocol == "udp" else "tcp")
 
 
 class Certificate(Model):

@@ -6,6 +6,7 @@
         m_forward_from   address . protocol . port -> a chain of translations by long lists of sources
         m_forward        address . protocol . port -> target . port
         m_forward_range  address . protocol . ports -> target, the port stays (ranges that don't shift)
+        m_balanced       address . protocol . port -> a chain that spreads (spread.py); where a rule balances UDP
         m_static_nat     address -> guest
     srcnat               postrouting, nat 100
         m_hairpin        a translated packet that leaves by the link it came by -> the router's address there
@@ -57,6 +58,8 @@ from router.gate import (
 )
 from router.links import link_name, link_names, own_addresses
 from router.routing import Uplink, uplink_of, uplinks
+from router.spread import NAME as BALANCED
+from router.spread import balanced
 from router.tunnels import behind, tunnels
 
 SENT_TO: tuple[FieldName, ...] = ("ip daddr", "meta l4proto", "th dport")
@@ -87,7 +90,7 @@ def compile_nat(config: Config, facts: Facts) -> State:
         ruleset=Ruleset(
             {s.name: s for s in sets},
             (
-                *_in_chains(s.name for s in forwards),
+                *_in_chains((*(s.name for s in forwards), *((BALANCED,) if balanced(config) else ()))),
                 Chain("srcnat", _out_rules(known, gateways, facts), Hook("nat", "postrouting", 100)),
                 *(found.chain for found in screens),
             ),
@@ -97,21 +100,23 @@ def compile_nat(config: Config, facts: Facts) -> State:
 
 def _in_chains(sets: Iterable[str]) -> tuple[Chain, Chain]:
     """The chains of destination NAT, for packets from outside and for our own; `sets` name those there are."""
-    lengths = sorted((int(name.removeprefix("m_forward_from_")) for name in sets if name in _BY_SOURCE), reverse=True)
-    rules = _in_rules(lengths)
+    names = tuple(sets)
+    lengths = sorted((int(name.removeprefix("m_forward_from_")) for name in names if name in _BY_SOURCE), reverse=True)
+    rules = _in_rules(lengths, BALANCED in names)
     return (
         Chain("dstnat", rules, Hook("nat", "prerouting", -100)),
         Chain("dstnat_own", rules, Hook("nat", "output", -100)),
     )
 
 
-def _in_rules(lengths: Iterable[int]) -> tuple[FilterRule, ...]:
+def _in_rules(lengths: Iterable[int], balances: bool) -> tuple[FilterRule, ...]:
     by_source = (Nat("dnat", (Masked("ip saddr", n), *SENT_TO), f"m_forward_from_{n}") for n in lengths)
     return (
         *(FilterRule((), nat, "forwards by source") for nat in by_source),
         FilterRule((), VerdictMap(SENT_TO, "m_forward_from"), "forwards by long lists of sources"),
         FilterRule((), Nat("dnat", SENT_TO, "m_forward"), "forwards"),
         FilterRule((), Nat("dnat", SENT_TO, "m_forward_range"), "forwards of ranges"),
+        *((FilterRule((), VerdictMap(SENT_TO, BALANCED), "balanced UDP"),) if balances else ()),
         FilterRule((), Nat("dnat", ("ip daddr",), "m_static_nat"), "static NAT in"),
     )
 

@@ -39,6 +39,7 @@ from router.config import (
     Ports,
     StaticNat,
 )
+from router.config_balancer import Balancer, StatsPage
 from router.config_wireguard import Wireguard
 from router.packet import NUMBERS, Outcome, Packet, Verdict
 from router.tunnels import Tunnel, devices, tunnels
@@ -203,7 +204,8 @@ def ipsec_of(config: Config, packet: Packet) -> str | None:
 
 
 def translation_of(config: Config, packet: Packet) -> Forward | StaticNat | None:
-    """What translates a packet to a public address: a forward for this source, a forward for all, a static NAT."""
+    """What translates a packet to a public address: a forward for this source, a forward for all, a rule that balances
+    UDP, a static NAT."""
     forwards = [f for f in config.forwards if f.address == packet.destination and is_forwarded(f, packet)]
     for forward in forwards:
         if forward.sources and is_among(packet.source, forward.sources):
@@ -211,7 +213,25 @@ def translation_of(config: Config, packet: Packet) -> Forward | StaticNat | None
     for forward in forwards:
         if not forward.sources:
             return forward
+    if spread := spread_of(config, packet):
+        return spread
     return next((nat for nat in config.static_nats if nat.address == packet.destination), None)
+
+
+def spread_of(config: Config, packet: Packet) -> Forward | None:
+    """The rule that balances UDP here, as a forward to one of its backends; of several any may be asked."""
+    for rule in config.balancers:
+        is_here = rule.address == packet.destination and is_to_port(packet, "udp", rule.port)
+        if rule.protocol == "udp" and is_here and is_among(packet.source, rule.sources):
+            willing = [b for b in rule.backends if not b.drain]
+            if not willing:
+                return None
+            first = min(willing, key=lambda b: (b.backup, b.id))
+            here, there = (Ports(first=p, last=p) for p in (rule.port, first.port))
+            return Forward(
+                id=rule.id, protocol="udp", address=rule.address, ports=here, target=first.address, target_ports=there
+            )
+    return None
 
 
 def is_forwarded(forward: Forward, packet: Packet) -> bool:
@@ -398,6 +418,14 @@ def to_router(config: Config, packet: Packet, came_by: Side) -> Outcome:
     asked = came_by.use == "tunnel" and packet.destination in devices(config)[came_by.id].dns
     if asked and (is_to_port(packet, "udp", 53) or is_to_port(packet, "tcp", 53)):
         return local(packet, "DNS", came_by.id)
+    if came_by.use == "guest" and packet.destination in addresses(came_by):
+        if spread := spread_of(config, packet):
+            return translated(config, packet, spread, came_by)
+        listeners: tuple[Balancer | StatsPage, ...] = (*config.balancers, *config.stats_pages)
+        for listener in listeners:
+            is_tcp = not isinstance(listener, Balancer) or listener.protocol != "udp"
+            if is_tcp and listener.address == packet.destination and is_to_port(packet, "tcp", listener.port):
+                return local(packet, "an internal balancer", listener.id)
     if came_by.use == "guest":
         for network in networks_on(config, came_by):
             if (service := service_of(packet, network)) and is_asked(packet, network, came_by):

@@ -284,6 +284,8 @@ class _Walk:
         now = self.now
         if nat.kind == "masquerade":
             return now.fib.source_for(now.fib.look(now.destination, 0, now.mark), now.leaves_by), "", rule.owner
+        if nat.spread:
+            return nat.targets[0], *self._met(rule)  # any of them: a walk takes the first
         if not nat.map:
             return nat.to, *self._met(rule)
         key = now.find(nat.fields, nat.map)

@@ -83,7 +83,7 @@ RULES = (
         apart_from=tuple(
             f"appliance.{door}"
             for door in (
-                *("host", "nft", "haproxy", "units", "systemd", "probe", "watch", "server"),
+                *("host", "nft", "haproxy", "members", "units", "systemd", "probe", "watch", "server"),
                 *("netlink", "wireguard", "wire", "rtnl", "arp", "ndp", "adverts", "conntrack"),
                 *("nftelement", "nftlist", "nftdata", "flowlist", "meters", "tc", "events"),
                 *("supervisor", "process", "join", "notify", "boot", "charon"),

@@ -471,6 +471,83 @@ def test_a_dead_server_is_not_asked_and_a_backup_is(stage: Stage, webs: Webs) ->
     wait_for(lambda: who(stage.world, 4) == {"desk": 4}, 8)
 
 
+# --- UDP --------------------------------------------------------------------------------------------------------------
+
+
+def datagram(machine: Machine, at: tuple[str, int] = (L10, 53), source: str = "", port: int = 0) -> str:
+    """Who answers a datagram, "" for nobody."""
+    with machine.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((source, port))
+        sock.settimeout(1.5)
+        sock.connect(at)
+        try:
+            sock.send(b"who?")
+            return sock.recv(64).decode()
+        except (TimeoutError, ConnectionError):
+            return ""
+
+
+def dns(*backends: Json, **more: Any) -> Json:
+    return rule("dns", *backends, **{"port": 53, "protocol": "udp", **more})
+
+
+def test_datagrams_take_turns_by_weight(stage: Stage, webs: Webs) -> None:
+    stage.push(dns(backend("web", weight=2), backend("mail"), backend("desk", backup=True)), *OPEN)
+    assert Counter(datagram(stage.world) for _ in range(12)) == {"web": 8, "mail": 4}
+    assert {datagram(stage.world, port=4444) for _ in range(4)} in ({"web"}, {"mail"})  # one flow, one backend
+
+
+def test_datagrams_of_a_source_stay_together(stage: Stage, webs: Webs) -> None:
+    stage.push(dns(*ALL, algorithm="source"), *OPEN)
+    for source in (WORLD, WORLD_LOW):
+        assert len({datagram(stage.world, source=source) for _ in range(6)}) == 1
+
+
+def test_backends_of_datagrams_come_drain_and_go(stage: Stage, webs: Webs) -> None:
+    stage.push(dns(backend("web")), *OPEN)
+    assert datagram(stage.world, port=4321) == "web"
+    stage.bed.patch(put(dns(backend("web", drain=True), backend("mail"))))
+    assert datagram(stage.world, port=4321) == "web"  # a flow that was there
+    assert {datagram(stage.world) for _ in range(4)} == {"mail"}
+    stage.bed.patch(put(dns(backend("mail"))))
+    assert datagram(stage.world, port=4321) == "mail"  # its backend is gone, and so is the flow
+    stage.bed.patch(put(dns(backend("desk", backup=True))))
+    assert datagram(stage.world, port=4321) == "desk"
+    stage.push(*OPEN)
+    assert datagram(stage.world) == ""
+
+
+def test_datagrams_by_source_and_inside(stage: Stage, webs: Webs) -> None:
+    inside = dns(backend("web"), address=LAN, port=5353)
+    stage.push(dns(*ALL, sources=[f"{NEAR}/32"]), {**inside, "id": "inside"}, *OPEN)
+    assert datagram(stage.near) in WHERE
+    assert datagram(stage.world) == ""
+    assert datagram(stage.desk, (LAN, 5353)) == "web"
+    assert datagram(stage.db, (LAN, 5353)) == ""
+    assert datagram(stage.world, (LAN, 5353)) == ""
+
+
+def test_a_dead_backend_of_datagrams_is_not_asked(stage: Stage, webs: Webs) -> None:
+    """One whose port nobody has, and one whose address nobody has; a push meanwhile forgets neither."""
+    health = {"interval": 1, "fall": 2, "rise": 1}
+    nobody = {"id": "nobody", "address": "10.1.1.77", "port": PORT}
+    stage.push(dns(backend("web"), backend("mail"), nobody, health=health), *OPEN)
+    wait_for(lambda: {datagram(stage.world) for _ in range(9)} == {"web", "mail"}, 20)
+    flow = next(p for p in range(4400, 4440) if datagram(stage.world, port=p) == "mail")
+    webs.stop("mail")
+    try:
+        wait_for(lambda: {datagram(stage.world) for _ in range(4)} == {"web"}, 15)
+        wait_for(lambda: datagram(stage.world, port=flow) == "web", 10)  # its flow ends last
+        generation = stage.bed.appliance.state().body["generation"]
+        stage.bed.patch(put(allow("more", L20, "tcp", 22)))
+        assert {datagram(stage.world) for _ in range(4)} == {"web"}
+        assert stage.bed.appliance.state().body["generation"] == generation + 1
+    finally:
+        webs.start("mail")
+    wait_for(lambda: {datagram(stage.world) for _ in range(6)} == {"web", "mail"}, 15)
+    assert stage.bed.appliance.state().body["drift"] == []
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,13 +8,17 @@ import pytest
 
 from appliance.document import DocumentError, validate
 from appliance.haproxy import Count, Live, Workers, as_wished, counts_of, rows_of, servers_of, workers_of
-from appliance.plan import diff, plan
-from appliance.state import Pool, Server, State, Touched
+from appliance.plan import Lost, diff, plan
+from appliance.state import Nat, Pool, Server, State, Touched
 from router.certificate import certificate_problem, key_problem
 from router.checks import problems
 from router.compile import compile, revise
 from router.config import Config
+from router.oracle import verdict
+from router.packet import Packet
+from router.trace import trace
 from tests.router.samples import GUESTS, PUBLIC, document, facts_of, forward, made, ports
+from tests.router.samples import rule as samples_rule
 
 PAIRS = {
     "rsa": (
@@ -185,6 +189,57 @@ def test_an_internal_balancer_has_a_door_and_a_public_one_needs_a_rule() -> None
     assert not any(owner == "site" for s in public.ruleset.sets.values() for owner in s.owners.values())
 
 
+# --- UDP -----------------------------------------------------------------------------------------------------
+
+
+def udp(*backends: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return rule("dns", protocol="udp", port=53, backends=list(backends or (backend(),)), **more)
+
+
+def spread(*backends: dict[str, Any], **more: Any) -> Nat:
+    chains = [c for c in state(balancers=[udp(*backends, **more)]).ruleset.chains if c.name.startswith("spread_")]
+    statement = chains[0].rules[0].statement
+    assert isinstance(statement, Nat)
+    return statement
+
+
+A, B = f"{GUESTS[0]} . 80", f"{GUESTS[1]} . 80"
+
+
+def test_places_of_a_turn() -> None:
+    assert spread(backend(weight=4), backend("b", weight=2)).targets == (A, B, A)
+    assert spread(backend(weight=100), backend("b", weight=100)).targets == (A, B)
+    assert spread(backend(), backend("b", backup=True)).targets == (A,)
+    assert spread(backend(drain=True), backend("b", backup=True)).targets == (B,)
+    many = [{**backend(), "id": f"b{n}", "port": n + 1, "weight": 1 + n % 256} for n in range(900)]
+    assert 900 <= len(spread(*many).targets) <= 2048
+
+
+def test_flows_of_a_backend_that_goes_end_and_of_one_that_drains_do_not() -> None:
+    def ended(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+        steps = plan(state(balancers=[before]), state(balancers=[after]))
+        return [f.target for s in steps if isinstance(s.before, Lost) for f in s.before.flows]
+
+    both, one, drained = udp(backend(), backend("b")), udp(backend()), udp(backend(), backend("b", drain=True))
+    assert ended(both, one) == [GUESTS[1]]
+    assert ended(both, drained) == ended(drained, both) == ended(one, both) == []
+    assert ended(drained, one) == [GUESTS[1]]
+
+
+def test_trace_and_oracle_walk_it() -> None:
+    config = made(balancers=[udp()], firewall=[samples_rule(protocol="udp", ports=ports(53))])
+    packet = Packet("isp-a", "192.0.2.7", PUBLIC[0], "udp", 999, 53)
+    told = trace(compile(config, facts_of(config)), facts_of(config), packet).outcome
+    assert (told.verdict, told.destination, told.destination_port) == ("forwarded", GUESTS[0], 80)
+    assert "dns" in told.owners
+    meant = verdict(config, packet)
+    assert (meant.verdict, meant.destination, meant.destination_port) == ("forwarded", GUESTS[0], 80)
+    inner = Packet("web", GUESTS[0], "10.1.1.1", "tcp", 999, 80)
+    config = made(balancers=[rule(address="10.1.1.1")])
+    assert trace(compile(config, facts_of(config)), facts_of(config), inner).outcome.verdict == "local"
+    assert verdict(config, inner).verdict == "local"
+
+
 # --- checks --------------------------------------------------------------------------------------------------
 
 V6 = "2001:db8::1"
@@ -220,6 +275,10 @@ V6 = "2001:db8::1"
         ({"balancers": [rule(protocol="tcp", keep_alive=False)]}, "balancers[site].keep_alive"),
         ({"balancers": [rule(health={"path": "/x"})]}, "balancers[site].health.path"),
         ({"balancers": [rule(health={"kind": "udp"})]}, "balancers[site].health.kind"),
+        ({"balancers": [rule(protocol="udp", algorithm="leastconn")]}, "balancers[site].algorithm"),
+        ({"balancers": [rule(protocol="udp", stickiness={"kind": "source"})]}, "balancers[site].stickiness"),
+        ({"balancers": [rule(protocol="udp", proxy_protocol="v1")]}, "balancers[site].proxy_protocol"),
+        ({"balancers": [rule(protocol="udp", health={"kind": "http"})]}, "balancers[site].health.kind"),
         ({"certificates": [certificate(key=PAIRS["curve"][1])]}, "certificates[one].key"),
         ({"certificates": [certificate(key=PAIRS["rsa"][0])]}, "certificates[one].key"),
         ({"certificates": [certificate(certificate=PAIRS["rsa"][1])]}, "certificates[one].certificate"),
