@@ -10,7 +10,7 @@ with the previous State as its end. Verification is a second plan that must be e
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -554,7 +554,11 @@ class Engine:
 
     def _take(self, step: Step) -> None:
         """One step. What counts traffic takes its counters along when it goes: they are read before."""
-        if _takes_counters(step):
+        if step.kind == "meters" and not step.whole:
+            self._add_up(
+                {name: keys[0] for name, keys in step.elements.items() if name in self.current.state.meters.sets}
+            )
+        elif _takes_counters(step):
             self._add_up()
         self.host.commit(step)
         if isinstance(peer := step.before or step.after, Peer) and (step.before is None or step.after is None):
@@ -797,9 +801,9 @@ class Engine:
             except OSError as error:
                 self.log.error("usage", error=f"the sums cannot be written: {error.strerror}")
 
-    def _add_up(self) -> None:
+    def _add_up(self, only: Mapping[str, Collection[str]] | None = None) -> None:
         try:
-            self.usage.add(self.host.readings(self.current.state))
+            self.usage.add(self.host.readings(self.current.state, only), whole=only is None)
         except HostError as error:
             self.log.error("usage", error=str(error))
 

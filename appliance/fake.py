@@ -7,7 +7,7 @@ reload of a unit that does not run; and it knows, as the real one does, which co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from appliance.state import (
     VerdictMap,
     Wireguard,
 )
-from appliance.usage import Reading
+from appliance.usage import Reading, source_of
 from appliance.vitals import Trouble
 
 
@@ -89,8 +89,11 @@ class FakeHost:
     def live_flows(self, wanted: Callable[[LiveFlow], bool], most: int, after: int) -> list[LiveFlow]:
         return [f for f in sorted(self.live, key=lambda f: f.id) if f.id > after and wanted(f)][:most]
 
-    def readings(self, state: State) -> list[Reading]:
-        return list(self.counted)
+    def readings(self, state: State, only: Mapping[str, Collection[str]] | None = None) -> list[Reading]:
+        if only is None:
+            return list(self.counted)
+        sources = {source_of(name, key) for name, keys in only.items() for key in keys}
+        return [r for r in self.counted if r.source in sources]
 
     def counters(self) -> dict[str, dict[str, int]]:
         return {}

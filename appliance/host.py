@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -627,8 +627,10 @@ class LinuxHost:
         except NetlinkError as error:
             raise HostError(str(error)) from None
 
-    def readings(self, state: State) -> list[Reading]:
+    def readings(self, state: State, only: Mapping[str, Collection[str]] | None = None) -> list[Reading]:
         try:
+            if only is not None:
+                return meters.readings(state.meters, only)
             return [*meters.readings(state.meters), *self._of_peers(state), *self._of_pools(state)]
         except NetlinkError as error:
             raise HostError(f"cannot read the counters: {error}") from None

@@ -6,7 +6,7 @@ be run, and read, without a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from appliance.events import Event, Events
@@ -65,8 +65,8 @@ class Host(Protocol):
     def live_flows(self, wanted: Callable[[LiveFlow], bool], most: int, after: int) -> list[LiveFlow]:
         """The flows that are wanted, at most so many, by their ids above `after`."""
 
-    def readings(self, state: State) -> list[Reading]:
-        """What the counters of `state`'s objects stand at. See appliance/usage.py."""
+    def readings(self, state: State, only: Mapping[str, Collection[str]] | None = None) -> list[Reading]:
+        """What the counters of `state`'s objects stand at; `only` of these elements, by set. See appliance/usage.py."""
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Bytes and packets of every link, both ways."""

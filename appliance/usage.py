@@ -75,8 +75,8 @@ class Usage:
 
     # --- counting
 
-    def add(self, readings: Iterable[Reading]) -> None:
-        """Add by how much the counters have grown. `readings` are of all objects that there are."""
+    def add(self, readings: Iterable[Reading], whole: bool = True) -> None:
+        """Add by how much the counters have grown. `whole`: the readings are of all objects that there are."""
         now, last, sums = self._now(), self._last, self._sums
         current = set()
         for r in readings:
@@ -92,7 +92,7 @@ class Usage:
                 sums[whose] = _sum(sums.get(whose, NOTHING), grown)
         for whose in current:
             self._seen.pop(whose, None)
-        for whose in sums.keys() - current:
+        for whose in sums.keys() - current if whole else ():
             self._changed |= whose not in self._seen
             self._seen.setdefault(whose, now)
         self._prune(now)
