@@ -83,10 +83,11 @@ def _packed(kind: Kind, shop: Workshop, identity: str, bundle: bytes, accel: str
         "base": base.disk, "kernel": base.kernel, "initrd": base.initrd, "key": key_file, "provision": provision,
         "script": PACKER / f"{kind}.sh", "accelerator": accel, "console": shop.folder / "console.log", "output": packed,
     }  # fmt: skip
-    with step(f"stage two: Packer, by {accel}"):
+    # A place of its own for Packer's sockets: a Unix socket's path has 107 bytes at most, and a cache may lie deep.
+    with step(f"stage two: Packer, by {accel}"), tempfile.TemporaryDirectory(prefix="narthex-") as short:
         words = [f"-var={name}={value}" for name, value in variables.items()]
         own = {"CHECKPOINT_DISABLE": "1", "PACKER_CACHE_DIR": str(shop.folder / "packer-cache"),
-               "PACKER_CONFIG_DIR": str(shop.folder)}  # fmt: skip
+               "PACKER_CONFIG_DIR": str(shop.folder), "TMPDIR": short}  # fmt: skip
         shop.run([packer(shop), "build", "-color=false", *words, PACKER / "image.pkr.hcl"], own)
     return base, packed / "disk.raw"
 

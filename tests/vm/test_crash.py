@@ -71,7 +71,11 @@ def test_the_plug_is_pulled_during_a_push(stage: Stage, record_figure: Record) -
         thread.join()
         bed.appliance.close()
         bed.driver.start(CELL)
-        bed.appliance.wait(BOOT_SECONDS)
+        try:
+            bed.appliance.wait(BOOT_SECONDS)
+        except PushError as error:
+            said = "\n".join(list(bed.driver.logs(CELL))[-40:])
+            raise AssertionError(f"trial {number}: {error}; its console:\n{said}") from error
         state = bed.appliance.state().body
         assert state["converged"], f"trial {number}: {state['broken']}"
         now = state["generation"]
