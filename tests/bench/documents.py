@@ -91,6 +91,50 @@ def document(
     }  # fmt: skip
 
 
+def everything(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config with something of every feature that works in a cell on any kernel."""
+    control, outer, inner = config["interfaces"]
+    net = config["networks"][0]
+    hosts = [
+        {**h, "address6": f"2001:db8:1::{i + 10:x}", "metadata": {"values": {"vm-id": h["id"]}}} if i < 100 else h
+        for i, h in enumerate(config["hosts"])
+    ]
+    backends = [{"id": f"b-{i}", "address": guest(i), "port": 8080} for i in range(8)]
+    return {
+        **config,
+        "interfaces": [
+            control,
+            {**outer, "addresses": [*outer["addresses"], "2001:db8::2/64"], "gateway6": "2001:db8::1"},
+            {**inner, "addresses": [*inner["addresses"], "2001:db8:1::1/64"]},
+        ],
+        "networks": [{**net, "cidr6": "2001:db8:1::/64", "advertise": {"addresses": "stateful"}}],
+        "hosts": hosts,
+        "ingress": [
+            {
+                "id": f"in-{i}", "network": net["id"], "protocol": "tcp", "ports": {"first": 80 + i, "last": 80 + i},
+                "destinations": [f"2001:db8:1::{i + 10:x}/128"],
+            }
+            for i in range(100)
+        ],
+        "egress": [
+            {"id": "no-mail", "network": net["id"], "protocol": "tcp", "ports": {"first": 25, "last": 25}},
+        ],
+        "balancers": [
+            {"id": "www", "address": ROUTER, "port": 80, "protocol": "http", "backends": backends},
+            {"id": "db", "address": ROUTER, "port": 5432, "protocol": "tcp", "backends": backends},
+            {"id": "dns", "address": ROUTER, "port": 5300, "protocol": "udp", "backends": backends},
+        ],
+        "stats_pages": [{"id": "page", "address": ROUTER, "user": "ops", "password": "not-a-secret"}],
+        "limits": [
+            {"id": "all", "network": net["id"], "up_kbit": 1_000_000, "down_kbit": 1_000_000},
+            *({"id": f"of-{h['id']}", "host": h["id"], "up_kbit": 50_000} for h in hosts[:100]),
+        ],
+        "bgp": {"asn": 64512},
+        "bgp_peers": [{"id": "isp", "address": GATEWAY, "asn": 64513, "prefixes": ["203.0.113.0/24"]}],
+        "usage": True,
+    }  # fmt: skip
+
+
 def change(base: int, generation: int, *operations: dict[str, Any]) -> dict[str, Any]:
     """A PATCH made of operations."""
     return {"version": 1, "role": "router", "base": base, "generation": generation, "operations": list(operations)}

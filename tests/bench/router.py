@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def run() -> list[Figure]:
             if n in (10, 1_000, 10_000):
                 memory = _memory(bed)
                 found.append(figure(f"agent: resident memory at {n:,}", memory, "MiB", most=60 if n < 10_000 else None))
+        found += _with_everything(bed, 1_000)
         _say("connections through the last forward, once more at 10 and 10,000")
         for n in (10, 10_000, 10):
             bed.push(_config(bed, n))
@@ -118,14 +119,31 @@ def _empty(bed: Bed) -> dict[str, Any]:
     return {**_config(bed, 1), "forwards": [], "firewall": [], "hosts": []}
 
 
-def _pushes(bed: Bed, floor: Floor, n: int) -> list[Figure]:
+def _with_everything(bed: Bed, n: int) -> list[Figure]:
+    """The same figures on a router that does all that it can."""
+    bed.push(d.everything(_config(bed, n)))  # its daemons start
+    with _floor_machine() as other:
+        found = _pushes(bed, other, n, d.everything, ", with every feature")
+        value, bare = _patches(bed, other, n)
+    found.append(figure(f"one more forward by PATCH at {n:,}, with every feature", value, "ms", bare))
+    found.append(figure(f"agent: resident memory at {n:,}, with every feature", _memory(bed), "MiB", most=60))
+    return found
+
+
+def _same(config: dict[str, Any]) -> dict[str, Any]:
+    return config
+
+
+def _pushes(
+    bed: Bed, floor: Floor, n: int, dressed: Callable[[dict[str, Any]], dict[str, Any]] = _same, words: str = ""
+) -> list[Figure]:
     """From nothing to n of each object, again and again; the floor in between."""
-    _say(f"push of {n:,} forwards + {n:,} rules + {n:,} hosts")
-    config = _config(bed, n)
+    _say(f"push of {n:,} forwards + {n:,} rules + {n:,} hosts{words}")
+    config = dressed(_config(bed, n))
     state = _compiled(bed, config)
     ours, bare, unread = [], [], []
     for _ in range(2 if n == 10_000 else 5):
-        bed.push(_empty(bed))
+        bed.push({**config, "forwards": [], "firewall": [], "hosts": [], "limits": []} if words else _empty(bed))
         body = json.dumps(bed.document(config)).encode()
         started = time.perf_counter()
         answer = bed.appliance.put(body)
@@ -135,12 +153,12 @@ def _pushes(bed: Bed, floor: Floor, n: int) -> list[Figure]:
         seconds = floor.push(state)
         bare.append(seconds["all"])
         unread.append(seconds["all"] - seconds["read"])
-    name = f"push {n:,} of each, converged and verified"
+    name = f"push {n:,} of each{words}, converged and verified"
     value = middle(ours)
     most = 2.0 if n == 1_000 else None
     return [
         figure(name, value, "ms", middle(bare), ratio_most=most),
-        figure(f"push {n:,} of each, against the tools without the reading back", value, "ms", middle(unread)),
+        figure(f"push {n:,} of each{words}, against the tools without the reading back", value, "ms", middle(unread)),
     ]
 
 
