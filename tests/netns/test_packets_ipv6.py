@@ -313,3 +313,13 @@ def test_nobody_can_claim_the_routers_own_address_of_a_link(stage: DualStage) ->
     assert "tentative" not in told
     wait_for(lambda: LAN6 in stage.run(f"ip -6 -o address show dev {link}"))
     stage.meets("router", echo(stage.web, LAN6))
+
+
+def test_who_sends_too_large_a_packet_is_told(stage: DualStage) -> None:
+    """Nobody on the way cuts packets in IPv6: the sender must hear of it, whatever the firewall says."""
+    stage.push(*BOTH, {**V6[0], "mtu": 1280})
+    ping = ("ping", "-6", "-n", "-c", "2", "-W", "2", "-M", "do", "-s", "1400", WORLD6)
+    assert "mtu=1280" in stage.web.run(ping, check=False).stdout
+    stage.push(*BOTH, enter("all", "office"))
+    stage.web.run(("ip", "-6", "route", "flush", "cache"))
+    assert stage.web.run(ping, check=False).returncode == 0

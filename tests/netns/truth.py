@@ -14,7 +14,7 @@ from router.compile import compile
 from router.config import Config
 from tests.bed import CELL, Bed
 
-FOLDERS = ("/etc/narthex/dhcp", "/etc/narthex/dns")  # all of the router's own files are there
+FOLDERS = ("/etc/narthex/dhcp", "/etc/narthex/advertise", "/etc/narthex/dns")  # all of the router's own files are there
 
 
 def compiled(bed: Bed, document: dict[str, Any]) -> State:
