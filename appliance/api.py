@@ -10,7 +10,6 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from appliance.diagnostics import DiagnosticsError, diagnose
 from appliance.document import VERSION as DOCUMENT_VERSION
 from appliance.document import DocumentError, check_size, parse
 from appliance.engine import Answer, Engine, refusal
@@ -121,10 +120,18 @@ def create_app(engine: Engine, metrics: Metrics, upgrade: Upgrade, health: Healt
 
     @app.post("/v1/diagnostics")
     def diagnostics() -> Response:
+        from appliance.diagnostics import DiagnosticsError, diagnose  # many models, and most agents are never asked
+
         try:
-            return _json(Answer(200, diagnose(engine.host, parse(document()))))
+            return _json(Answer(200, diagnose(engine.host, parse(document()), engine.current.state)))
         except (DiagnosticsError, DocumentError) as error:
             return _json(Answer(422, {"error": str(error)}))
+
+    @app.get("/v1/support")
+    def support() -> Response:
+        from appliance.support import bundle  # most agents are never asked for one
+
+        return Response(bundle(engine, health, metrics), mimetype="application/gzip")
 
     @app.get("/metrics")
     def text() -> Response:

@@ -6,7 +6,7 @@ import click
 
 from mgmt.cli_answer import EXIT_CODES
 from mgmt.cli_ask import diff, generations, schema, state, trace, watch
-from mgmt.cli_health import health
+from mgmt.cli_health import diagnose, health, support
 from mgmt.cli_push import confirm, plan, push, rollback
 from mgmt.cli_traffic import flows, usage
 
@@ -19,5 +19,6 @@ def router() -> None:
     """
 
 
-for command in (plan, push, confirm, rollback, state, generations, diff, trace, usage, flows, schema, watch, health):
+_ASK = (state, generations, diff, trace, usage, flows, schema, watch, health, diagnose, support)
+for command in (plan, push, confirm, rollback, *_ASK):
     router.add_command(command)

@@ -250,6 +250,10 @@ class Appliance:
     def diagnostics(self, question: Mapping[str, Any]) -> Answer:
         return self.request("POST", "/v1/diagnostics", json.dumps(question).encode())
 
+    def support(self) -> Answer:
+        """The support bundle: a tar.gz as bytes."""
+        return self.request("GET", "/v1/support")
+
     # --- carriage
 
     def wait(self, seconds: float) -> Answer:
@@ -297,7 +301,7 @@ class Appliance:
         response = self._http.getresponse()
         raw = response.read()
         kind = response.headers.get_content_type()
-        told = json.loads(raw) if kind == "application/json" else raw.decode()
+        told = json.loads(raw) if kind == "application/json" else raw if kind == "application/gzip" else raw.decode()
         if response.will_close:
             self._drop()
         return Answer(response.status, told, time.monotonic() - started)

@@ -14,7 +14,8 @@ refused whatever the document says:
 
     out-<peer>   deny the default; permit the prefixes of its networks, and `prefixes`
     in-<peer>    deny the default (or permit it); deny whatever lies in a subnet of the router's own, its control
-                 network too: a longer prefix would lead the manager, or a network's guests, elsewhere; permit `accept`
+                 network too, or behind a tunnel: a longer prefix would lead the manager, a network's guests, or what
+                 is to be encrypted elsewhere; permit `accept`
 
 The lists stand in route maps: FRR applies a changed list to a standing session by itself, by route refresh, only there.
 
@@ -39,6 +40,7 @@ from router.door import Door
 from router.layout import fill
 from router.links import link_name, own_addresses
 from router.routing import Subnet, subnets, towards
+from router.tunnels import tunnels
 
 PORT = 179
 _ZEBRA, _BGPD = "/etc/narthex/zebra/zebra.conf", "/etc/narthex/bgp/bgpd.conf"
@@ -163,9 +165,8 @@ def _told(config: Config, peer: BgpPeer) -> dict[str, Any]:
     default, deepest = ("::/0", 128) if v6 else ("0.0.0.0/0", 32)
     named = [n.cidr6 if v6 else n.cidr for n in config.networks if n.id in peer.networks]
     taken = [f"{'permit' if peer.default else 'deny'} {default}"]
-    taken += [
-        _deny(s.cidr, deepest) for s in sorted(subnets(config.interfaces), key=lambda s: s.cidr) if is_v6(s.cidr) is v6
-    ]
+    own = {s.cidr for s in subnets(config.interfaces)} | {c for t in tunnels(config) for c in t.cidrs}
+    taken += [_deny(cidr, deepest) for cidr in sorted(own) if is_v6(cidr) is v6]
     taken += [f"permit {_span(a.cidr, a.longest)}" for a in peer.accept]
     return {
         "v6": v6, "family": "ipv6" if v6 else "ip", "id": peer.id, "address": peer.address, "asn": peer.asn,

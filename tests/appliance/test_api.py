@@ -157,7 +157,17 @@ def test_wrong_ways(client: FlaskClient, method: str, path: str, status: int) ->
         b'{"kind": "ping", "address": "192.0.2.1", "count": 1000}',
         b'{"kind": "arping", "address": "192.0.2.1"}',
         b'{"kind": "arping", "address": "192.0.2.1", "link": "-e"}',
-        b'{"kind": "arping", "address": "2001:db8::1", "link": "eth1"}',
+        b'{"kind": "arping", "address": "::1", "link": "eth1"}',
+        b'{"kind": "ping6", "address": "192.0.2.1"}',
+        b'{"kind": "ping", "address": "192.0.2.1", "source": "::1"}',
+        b'{"kind": "dns", "name": "a b", "server": "192.0.2.1"}',
+        b'{"kind": "dns", "name": "a.example", "server": "@192.0.2.1"}',
+        b'{"kind": "capture", "link": "any -w /etc/passwd"}',
+        b'{"kind": "capture", "link": "eth1", "filter": "port 22"}',
+        b'{"kind": "capture", "link": "eth1", "packets": 10000, "bytes": 65535}',
+        b'{"kind": "capture", "link": "eth1", "seconds": 3600}',
+        b'{"kind": "capture", "link": "eth1", "hosts": ["192.0.2.1 or host 192.0.2.2"]}',
+        b'{"kind": "capture", "link": "eth1", "protocol": "icmp", "port": 53}',
     ],
 )
 def test_diagnostics_that_are_refused(client: FlaskClient, body: bytes) -> None:
@@ -172,6 +182,11 @@ def test_diagnostics_that_are_refused(client: FlaskClient, body: bytes) -> None:
         ({"kind": "ping", "address": "192.0.2.1"}, "ping -n -c 3 -w 5 192.0.2.1"),
         ({"kind": "arping", "address": "192.0.2.1", "link": "eth1", "count": 1}, "arping -c 1 -w 3 -I eth1 192.0.2.1"),
         ({"kind": "traceroute", "address": "2001:db8::1"}, "traceroute -n -w 1 -q 1 -m 20 2001:db8::1"),
+        (
+            {"kind": "ping6", "address": "2001:db8::1", "count": 1, "source": "2001:db8::2"},
+            "ping -n -c 1 -w 3 -I 2001:db8::2 2001:db8::1",
+        ),
+        ({"kind": "arping", "address": "192.0.2.1", "link": "outside"}, "arping -c 3 -w 5 -I eth1 192.0.2.1"),
     ],
 )
 def test_diagnostics(rig: Rig, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, question: Any, argv: str) -> None:
