@@ -20,8 +20,9 @@ A program of its own, of the standard library alone, and no module of the router
 
 - Where the other has been the router too, neighbours may take the addresses to be there: the primary announces them
   again (keepalived does when it becomes primary, and when it hears a weaker one, which may have stepped back before).
-- The primary's leases of strangers are sent to the other when they change; who takes over asks its own DHCP server for
-  each as if it were the guest that renews: an authoritative server takes it from there (RFC 2131, 4.3.2).
+- Files of the primary are sent to the other within an interval of their change. Strangers' leases: who takes over asks
+  its own DHCP server for each as if it were the guest that renews: an authoritative server takes it from there (RFC
+  2131, 4.3.2). Which passwords were acknowledged (metadata_given.py): no guest is given one twice.
 - `report` says it all: {"ok", "words", ...}.
 
 Nobody but the other member's address is listened to; what it says is no secret. It is believed as VRRP's own
@@ -166,7 +167,7 @@ class Peer:
 
     def tell(self) -> None:
         """Our role and document, and which leases we have of the other's."""
-        kept = {lease["network"]: self._digest(self._copy(lease)) for lease in self.told["leases"]}
+        kept = {name: self._digest(self.kept / name) for name in self._followed()}
         told = {k: self.told[k] for k in ("member", "document")}
         self._send({**told, "role": self.role, "splits": self.splits, "kept": kept})
 
@@ -193,7 +194,7 @@ class Peer:
                     self.heard, self.heard_at = told, time.monotonic()
                     if self.role == "primary" != self.other_role and before in ("silent", "primary"):
                         self.announce()
-                    self._send_leases()
+                    self._send_files()
             except (ValueError, KeyError, TypeError):
                 say("the other member said what cannot be understood; it may be of another release")
 
@@ -325,56 +326,64 @@ class Peer:
         }
         write(self.run / "report", json.dumps(told) + "\n")
 
-    # --- leases
+    # --- what follows: files of the primary, of which the other keeps copies
 
-    def _copy(self, lease: Json) -> Path:
-        return self.kept / f"{lease['network']}.leases"
+    def _followed(self) -> dict[str, Path]:
+        found = {f"{lease['network']}.leases": Path(lease["path"]) for lease in self.told["leases"]}
+        return {**found, "given": Path(self.told["given"])} if self.told["given"] else found
 
     def _digest(self, path: Path) -> str:
-        """Of a file's bytes, "" where it is not there; read again where it changed."""
+        """Of a file, or of a folder's files, "" where it is not there; read again where it changed."""
         try:
             changed = path.stat().st_mtime
             known = self.digests.get(str(path))
             if known is None or known[0] != changed:
-                digest = blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                known = self.digests[str(path)] = changed, digest
+                known = self.digests[str(path)] = changed, digest_of(read(path))
             return known[1]
         except OSError:
             return ""
 
-    def _send_leases(self) -> None:
-        """Those files of which the other has not what we have; each at most once in a second."""
+    def _send_files(self) -> None:
+        """Those of which the other has not what we have; each at most once in a second."""
         if self.role != "primary":
             return
-        for lease in self.told["leases"]:
-            name, path = lease["network"], Path(lease["path"])
+        for name, path in self._followed().items():
             digest, now = self._digest(path), time.monotonic()
             was, at = self.sent.get(name, ("", 0.0))
             if not digest or self.heard.get("kept", {}).get(name) == digest or (was == digest and now - at < 1.0):
                 continue
             self.sent[name] = digest, now
-            text = path.read_text(encoding="latin-1")  # whatever a guest has called itself
+            text = read(path)
             parts = [text[i : i + PART_BYTES] for i in range(0, len(text), PART_BYTES)] or [""]
             for number, part in enumerate(parts):
                 self._send({"part": number, "of": len(parts), "file": name, "digest": digest, "text": part})
 
     def _keep_part(self, told: Json) -> None:
-        lease = next((one for one in self.told["leases"] if one["network"] == told["file"]), None)
-        if lease is None or self.role == "primary":
+        name = told["file"]
+        if name not in self._followed() or self.role == "primary":
             return
-        key = f"{told['file']} {told['digest']}"
-        parts = self.parts.setdefault(key, {})
+        parts = self.parts.setdefault(f"{name} {told['digest']}", {})
         parts[int(told["part"])] = str(told["text"])
         if len(parts) == told["of"]:
             text = "".join(parts[n] for n in sorted(parts))
             self.parts.clear()
-            if blake2b(text.encode("latin-1"), digest_size=8).hexdigest() == told["digest"]:
-                write(self._copy(lease), text)
+            if digest_of(text) == told["digest"]:
+                write(self.kept / name, text)
+                if name == "given":
+                    self._take_given(text)
+
+    def _take_given(self, text: str) -> None:
+        """The folder as the other has it, but for what is only here: who is gone is its own service's to know."""
+        for line in text.splitlines():
+            name, _, content = line.partition(" ")
+            path = Path(self.told["given"]) / name
+            if "/" not in name and not name.startswith(".") and (not path.exists() or read(path).strip() != content):
+                write(path, f"{content}\n", f".{name}")
 
     def _renew(self, lease: Json) -> None:
         """Ask our own server for each lease that the other gave, as its guest would."""
         try:
-            lines = self._copy(lease).read_text(encoding="latin-1").splitlines()
+            lines = read(self.kept / f"{lease['network']}.leases").splitlines()
         except OSError:
             return
         first, last = number(lease["first"]), number(lease["last"])
@@ -469,8 +478,20 @@ def number(address: str) -> int:
     return int.from_bytes(socket.inet_aton(address))
 
 
-def write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
+def read(path: Path) -> str:
+    """A file, or a line for each file in a folder: its name, its text. Whatever a guest has called itself."""
+    if not path.is_dir():
+        return path.read_text(encoding="latin-1")
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    return "".join(f"{name} {read(path / name).strip()}\n" for name in names)
+
+
+def digest_of(text: str) -> str:
+    return blake2b(text.encode("latin-1"), digest_size=8).hexdigest()
+
+
+def write(path: Path, text: str, through: str = "") -> None:
+    new = path.with_name(through or f"{path.name}.new")
     new.write_text(text, encoding="latin-1")
     new.replace(path)
 

@@ -139,7 +139,7 @@ def paired(state: State, config: Config, facts: Facts, real: Facts, digest: str)
         links=tuple(replace(link, mac=macs.get(link.name, link.mac)) for link in state.links),
         files=(*state.files, *_files(floating, config, redundancy, facts, digest)),
         checks=(Check("report", f"{_run(facts)}/report", "30"), *_asked(state.checks, redundancy)),
-        units=(*state.units, *redundancy_units(facts)),
+        units=(*state.units, *redundancy_units(facts, _given(config, facts))),
         # Daemons bind to addresses that are the other member's now, and may be ours in a second.
         sysctls=tuple(dict.fromkeys((*state.sysctls, *_NONLOCAL))),
     )
@@ -232,6 +232,7 @@ def _told(config: Config, redundancy: Redundancy, facts: Facts, link: str, diges
         "run": _run(facts),
         "flows": ["conntrackd", "-C", CONNTRACKD],
         "leases": list(_leases(config, facts)),
+        "given": _given(config, facts),
         "kept": f"{facts.state_dir}/redundancy",
     }
 
@@ -260,6 +261,11 @@ def _leases(config: Config, facts: Facts) -> Iterator[dict[str, Any]]:
             }
 
 
+def _given(config: Config, facts: Facts) -> str:
+    """Where it is kept who has acknowledged a password (metadata.py), "" where nobody is told one."""
+    return f"{facts.state_dir}/metadata" if any(n.metadata for n in config.networks) else ""
+
+
 def sign_of(redundancy: Redundancy) -> str:
     """The address that VRRP carries, on loopback: it means nothing but `primary`."""
     return f"127.112.0.{redundancy.group}"
@@ -280,8 +286,9 @@ def _run(facts: Facts) -> str:
     return f"{facts.run_dir}/redundancy"
 
 
-def redundancy_units(facts: Facts) -> tuple[Unit, ...]:
+def redundancy_units(facts: Facts, given: str = "") -> tuple[Unit, ...]:
     run, kept = _run(facts), f"{facts.state_dir}/redundancy"
+    followed = (given,) if given else ()
     folders = (("/etc/narthex", 0o755, "root"), (DIRECTORY, 0o755, "root"), (run, 0o700, "root"))
     return (
         Unit(
@@ -301,7 +308,7 @@ def redundancy_units(facts: Facts) -> tuple[Unit, ...]:
             check=("python3", "-I", "-S", f"{{{PROGRAM}}}", "--check", f"{{{PEER}}}"),
             checks=(PROGRAM, PEER),
             directories=(*folders, (kept, 0o700, "root")),
-            sandbox=Sandbox(("NET_RAW",), ("INET", "INET6", "PACKET"), (run, kept)),
+            sandbox=Sandbox(("NET_RAW",), ("INET", "INET6", "PACKET"), (run, kept, *followed)),
         ),
         Unit(
             name="keepalived",
