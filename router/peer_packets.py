@@ -1,4 +1,4 @@
-"""What the program beside keepalived sends as packets: a guest's renewal, announcements and advertisements. A part of peer.py."""
+"""The packets of the program beside keepalived: renewals, announcements, advertisements. A part of peer.py."""
 
 from __future__ import annotations
 
