@@ -217,7 +217,7 @@ def _ask(path: str, connection: str, children: Iterable[str]) -> None:
     for child in children:
         asked = Message.serialize({"ike": connection, "child": child, "timeout": "-1"})
         with socket.socket(socket.AF_UNIX) as sock:
-            _connect(sock, path, 0.0)
+            _connect(sock, path, ANSWER_S)
             transport = Transport(sock)
             transport.send(Packet.request("initiate", asked))
             sock.settimeout(GLANCE_S)

@@ -1,8 +1,8 @@
 """Beside keepalived and conntrackd of a router of two (redundancy.py): what neither of them knows.
 
-    python3 peer.py [--check] peer.json
+    python3 FOLDER peer.json
 
-A program of its own, of the standard library alone, and no module of the router: it stands in the machine as a file.
+A program of its own, of the standard library alone, with peer_files.py and peer_packets.py in a folder of the machine.
 
 - It hears its role from keepalived by a FIFO, and does what belongs to it: a primary commits the flows that it was told
   of, a backup lets those go that it does not need. After a start of its own it looks who has the address that VRRP
@@ -20,8 +20,9 @@ A program of its own, of the standard library alone, and no module of the router
 
 - Where the other has been the router too, neighbours may take the addresses to be there: the primary announces them
   again (keepalived does when it becomes primary, and when it hears a weaker one, which may have stepped back before).
-- The primary's leases of strangers are sent to the other when they change; who takes over asks its own DHCP server for
-  each as if it were the guest that renews: an authoritative server takes it from there (RFC 2131, 4.3.2).
+- Files of the primary are sent to the other within an interval of their change. Strangers' leases: who takes over asks
+  its own DHCP server for each as if it were the guest that renews: an authoritative server takes it from there (RFC
+  2131, 4.3.2). Which passwords were acknowledged (metadata_given.py): no guest is given one twice.
 - `report` says it all: {"ok", "words", ...}.
 
 Nobody but the other member's address is listened to; what it says is no secret. It is believed as VRRP's own
@@ -41,9 +42,11 @@ import struct
 import subprocess
 import sys
 import time
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from router.peer_files import Followed, write
+from router.peer_packets import advertised, advertisement, gratuitous, link_local, number, renewal
 
 FREE, BEHIND, FAULT = 0, -253, -254
 SILENT = 3  # intervals without a word, and the other is taken for dead
@@ -51,7 +54,6 @@ SLACK_S = 0.5  # that a word may be late on a busy machine
 SPLIT_S = 2.0
 REPORT_S = 5.0
 TOOL_S = 20.0
-PART_BYTES = 1200  # of a file in a datagram
 RENEWALS_PER_S = 2000
 VRRP = 112  # its protocol number
 GET_FLAGS, RUNNING = 0x8913, 0x40  # SIOCGIFFLAGS, IFF_RUNNING: netdevice(7)
@@ -68,7 +70,7 @@ class Peer:
         self.path = path
         self.told: Json = json.loads(Path(path).read_text())
         self.run = Path(self.told["run"])
-        self.kept = Path(self.told["kept"])
+        self.followed = Followed(self.told)
         self.role = "unknown"
         self.since = time.time()
         self.heard: Json = {}
@@ -77,9 +79,6 @@ class Peer:
         self.splits = 0
         self.hold: int | None = None
         self.reported = ("", 0.0)
-        self.parts: dict[str, dict[int, str]] = {}
-        self.sent: dict[str, tuple[str, float]] = {}
-        self.digests: dict[str, tuple[float, str]] = {}
         self.fifo = self._open_fifo()
         self.socket = self._open_socket()
         self.vrrp = socket.socket(socket.AF_INET, socket.SOCK_RAW, VRRP)
@@ -114,6 +113,7 @@ class Peer:
     def reload(self) -> None:
         """Take what the file says now: another document, as a rule."""
         before, self.told = self.told, json.loads(Path(self.path).read_text())
+        self.followed.told = self.told
         if (before["own"], before["port"]) != (self.told["own"], self.told["port"]):
             self.socket.close()
             self.socket = self._open_socket()
@@ -166,9 +166,8 @@ class Peer:
 
     def tell(self) -> None:
         """Our role and document, and which leases we have of the other's."""
-        kept = {lease["network"]: self._digest(self._copy(lease)) for lease in self.told["leases"]}
         told = {k: self.told[k] for k in ("member", "document")}
-        self._send({**told, "role": self.role, "splits": self.splits, "kept": kept})
+        self._send({**told, "role": self.role, "splits": self.splits, "kept": self.followed.copies()})
 
     def _send(self, told: Json) -> None:
         with contextlib.suppress(OSError):  # no link, no way, nobody there: silence says it
@@ -187,13 +186,15 @@ class Peer:
             try:
                 told = json.loads(data)
                 if "part" in told:
-                    self._keep_part(told)
+                    if self.role != "primary":
+                        self.followed.keep(told)
                 elif told["member"] == self.told["peer"]:
                     before = self.other_role
                     self.heard, self.heard_at = told, time.monotonic()
                     if self.role == "primary" != self.other_role and before in ("silent", "primary"):
                         self.announce()
-                    self._send_leases()
+                    if self.role == "primary":
+                        self.followed.send(told.get("kept", {}), self._send)
             except (ValueError, KeyError, TypeError):
                 say("the other member said what cannot be understood; it may be of another release")
 
@@ -325,56 +326,10 @@ class Peer:
         }
         write(self.run / "report", json.dumps(told) + "\n")
 
-    # --- leases
-
-    def _copy(self, lease: Json) -> Path:
-        return self.kept / f"{lease['network']}.leases"
-
-    def _digest(self, path: Path) -> str:
-        """Of a file's bytes, "" where it is not there; read again where it changed."""
-        try:
-            changed = path.stat().st_mtime
-            known = self.digests.get(str(path))
-            if known is None or known[0] != changed:
-                digest = blake2b(path.read_bytes(), digest_size=8).hexdigest()
-                known = self.digests[str(path)] = changed, digest
-            return known[1]
-        except OSError:
-            return ""
-
-    def _send_leases(self) -> None:
-        """Those files of which the other has not what we have; each at most once in a second."""
-        if self.role != "primary":
-            return
-        for lease in self.told["leases"]:
-            name, path = lease["network"], Path(lease["path"])
-            digest, now = self._digest(path), time.monotonic()
-            was, at = self.sent.get(name, ("", 0.0))
-            if not digest or self.heard.get("kept", {}).get(name) == digest or (was == digest and now - at < 1.0):
-                continue
-            self.sent[name] = digest, now
-            text = path.read_text(encoding="latin-1")  # whatever a guest has called itself
-            parts = [text[i : i + PART_BYTES] for i in range(0, len(text), PART_BYTES)] or [""]
-            for number, part in enumerate(parts):
-                self._send({"part": number, "of": len(parts), "file": name, "digest": digest, "text": part})
-
-    def _keep_part(self, told: Json) -> None:
-        lease = next((one for one in self.told["leases"] if one["network"] == told["file"]), None)
-        if lease is None or self.role == "primary":
-            return
-        key = f"{told['file']} {told['digest']}"
-        parts = self.parts.setdefault(key, {})
-        parts[int(told["part"])] = str(told["text"])
-        if len(parts) == told["of"]:
-            text = "".join(parts[n] for n in sorted(parts))
-            self.parts.clear()
-            if blake2b(text.encode("latin-1"), digest_size=8).hexdigest() == told["digest"]:
-                write(self._copy(lease), text)
-
     def _renew(self, lease: Json) -> None:
         """Ask our own server for each lease that the other gave, as its guest would."""
         try:
-            lines = self._copy(lease).read_text(encoding="latin-1").splitlines()
+            lines = self.followed.leases(lease["network"])
         except OSError:
             return
         first, last = number(lease["first"]), number(lease["last"])
@@ -420,61 +375,6 @@ class Peer:
                 self.hear()
 
 
-def renewal(mac: str, address: str) -> bytes:
-    """A DHCPREQUEST as a guest sends it that renews (RFC 2131, 4.3.2): its address in ciaddr, no option 50 or 54."""
-    hardware = bytes.fromhex(mac.replace(":", ""))
-    if len(hardware) != 6:
-        raise ValueError(mac)
-    head = struct.pack("!BBBBIHH4s4s4s4s16s", 1, 1, 6, 0, 0x6E780001, 0, 0, socket.inet_aton(address), b"", b"", b"",
-                       hardware)  # fmt: skip
-    return head + bytes(192) + b"\x63\x82\x53\x63" + b"\x35\x01\x03" + b"\xff" + bytes(60)
-
-
-def gratuitous(mac: bytes, address: str) -> bytes:
-    """An Ethernet frame: an ARP request of an address for itself."""
-    own = socket.inet_aton(address)
-    return b"\xff" * 6 + mac + struct.pack("!HHHBBH6s4s6s4s", 0x0806, 1, 0x0800, 6, 4, 1, mac, own, b"", own)
-
-
-def advertised(mac: bytes, address: str) -> bytes:
-    """An Ethernet frame: an unsolicited neighbour advertisement of a router, which overrides what is known."""
-    own, everyone = (socket.inet_pton(socket.AF_INET6, a) for a in (address, "ff02::1"))
-    body = struct.pack("!BBHI16sBB6s", 136, 0, 0, 0xA0000000, own, 2, 1, mac)
-    words = struct.unpack("!36H", own + everyone + struct.pack("!II", len(body), 58) + body)
-    total = sum(words)
-    total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
-    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
-    return b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + head + own + everyone + body
-
-
-def link_local(mac: bytes) -> bytes:
-    """The address that a kernel gives itself on a link (RFC 4291, A)."""
-    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
-
-
-def advertisement(mac: bytes, router: bytes, lifetime_s: int, managed: bool) -> bytes:
-    """An Ethernet frame: a router's advertisement to all, which says only for how long it is a way out."""
-    everyone = socket.inet_pton(socket.AF_INET6, "ff02::1")
-    body = struct.pack("!BBHBBHII", 134, 0, 0, 0, 0x80 if managed else 0, lifetime_s, 0, 0)
-    words = struct.unpack("!28H", router + everyone + struct.pack("!II", len(body), 58) + body)
-    total = sum(words)
-    total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
-    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
-    return b"\x33\x33\0\0\0\x01" + mac + b"\x86\xdd" + head + router + everyone + body
-
-
-def number(address: str) -> int:
-    return int.from_bytes(socket.inet_aton(address))
-
-
-def write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text, encoding="latin-1")
-    new.replace(path)
-
-
 def wake_by_signals() -> tuple[socket.socket, socket.socket]:
     """A socket that can be read after a SIGHUP, and its other end."""
     here, there = socket.socketpair()
@@ -490,12 +390,5 @@ def say(words: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["--check"]:
-        json.loads(Path(arguments[1]).read_text())
-        return 0
     Peer(arguments[0]).run_on()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -48,8 +48,10 @@ from router.places import places
 
 DIRECTORY = "/etc/narthex/redundancy"
 KEEPALIVED, CONNTRACKD, PEER, PROGRAM = (
-    f"{DIRECTORY}/{name}" for name in ("keepalived.conf", "conntrackd.conf", "peer.json", "peer.py")
+    f"{DIRECTORY}/{name}" for name in ("keepalived.conf", "conntrackd.conf", "peer.json", "peer")
 )
+_SOURCES = ("__init__", "peer", "peer_files", "peer_packets")
+_START = "import sys\n\nfrom router.peer import main\n\nsys.exit(main(sys.argv[1:]))\n"
 VRRP, VRRP_GROUP = "112", "224.0.0.18"  # RFC 9568, 5.1.1
 FLOWS_PORT, PEER_PORT = 3780, 3781
 _DIGEST_BITS = 128
@@ -139,7 +141,7 @@ def paired(state: State, config: Config, facts: Facts, real: Facts, digest: str)
         links=tuple(replace(link, mac=macs.get(link.name, link.mac)) for link in state.links),
         files=(*state.files, *_files(floating, config, redundancy, facts, digest)),
         checks=(Check("report", f"{_run(facts)}/report", "30"), *_asked(state.checks, redundancy)),
-        units=(*state.units, *redundancy_units(facts)),
+        units=(*state.units, *redundancy_units(facts, _given(config, facts))),
         # Daemons bind to addresses that are the other member's now, and may be ours in a second.
         sysctls=tuple(dict.fromkeys((*state.sysctls, *_NONLOCAL))),
     )
@@ -212,7 +214,7 @@ def _files(state: State, config: Config, redundancy: Redundancy, facts: Facts, d
         told["ways"] = ways
     told["shared"] = [[a.link, a.cidr.partition("/")[0]] for a in state.addresses if a.floating]
     yield File(PEER, _json(told))
-    yield File(PROGRAM, program(), 0o755)
+    yield from programs()
 
 
 def _told(config: Config, redundancy: Redundancy, facts: Facts, link: str, digest: str) -> dict[str, Any]:
@@ -232,6 +234,7 @@ def _told(config: Config, redundancy: Redundancy, facts: Facts, link: str, diges
         "run": _run(facts),
         "flows": ["conntrackd", "-C", CONNTRACKD],
         "leases": list(_leases(config, facts)),
+        "given": _given(config, facts),
         "kept": f"{facts.state_dir}/redundancy",
     }
 
@@ -260,6 +263,11 @@ def _leases(config: Config, facts: Facts) -> Iterator[dict[str, Any]]:
             }
 
 
+def _given(config: Config, facts: Facts) -> str:
+    """Where it is kept who has acknowledged a password (metadata.py), "" where nobody is told one."""
+    return f"{facts.state_dir}/metadata" if any(n.metadata for n in config.networks) else ""
+
+
 def sign_of(redundancy: Redundancy) -> str:
     """The address that VRRP carries, on loopback: it means nothing but `primary`."""
     return f"127.112.0.{redundancy.group}"
@@ -280,8 +288,9 @@ def _run(facts: Facts) -> str:
     return f"{facts.run_dir}/redundancy"
 
 
-def redundancy_units(facts: Facts) -> tuple[Unit, ...]:
+def redundancy_units(facts: Facts, given: str = "") -> tuple[Unit, ...]:
     run, kept = _run(facts), f"{facts.state_dir}/redundancy"
+    followed = (given,) if given else ()
     folders = (("/etc/narthex", 0o755, "root"), (DIRECTORY, 0o755, "root"), (run, 0o700, "root"))
     return (
         Unit(
@@ -294,14 +303,12 @@ def redundancy_units(facts: Facts) -> tuple[Unit, ...]:
         ),
         Unit(
             name="peer",
-            command=("python3", "-I", "-S", PROGRAM, PEER),
+            command=("python3", "-I", "-S", "-B", PROGRAM, PEER),
             reload="HUP",
             reload_on=(PEER,),
-            restart_on=(PROGRAM,),
-            check=("python3", "-I", "-S", f"{{{PROGRAM}}}", "--check", f"{{{PEER}}}"),
-            checks=(PROGRAM, PEER),
+            restart_on=tuple(file.path for file in programs()),
             directories=(*folders, (kept, 0o700, "root")),
-            sandbox=Sandbox(("NET_RAW",), ("INET", "INET6", "PACKET"), (run, kept)),
+            sandbox=Sandbox(("NET_RAW",), ("INET", "INET6", "PACKET"), (run, kept, *followed)),
         ),
         Unit(
             name="keepalived",
@@ -322,9 +329,11 @@ def redundancy_units(facts: Facts) -> tuple[Unit, ...]:
 
 
 @cache
-def program() -> str:
-    """The text of peer.py: it runs by itself, in a machine that may have another release of it soon."""
-    return Path(__file__).with_name("peer.py").read_text()
+def programs() -> tuple[File, ...]:
+    """peer.py and its parts: it runs by itself, in a machine that may have another release of it soon."""
+    here = Path(__file__).parent
+    sources = [File(f"{PROGRAM}/router/{name}.py", (here / f"{name}.py").read_text()) for name in _SOURCES]
+    return (File(f"{PROGRAM}/__main__.py", _START), *sources)
 
 
 # --- where they may be asked --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from router.config import Config
 from tests.bed import CELL, Bed
 from tests.bench import documents as d
 from tests.bench import vpn
+from tests.bench.failover import failover
 from tests.bench.figures import Figure, figure, middle
 from tests.bench.traffic import Prober, connections_per_second
 
@@ -44,6 +45,8 @@ def run() -> list[Figure]:
         _say("cell: start to converged")
         starts.append(_start_to_converged())
     found.append(figure("cell: start to first document converged", middle(starts), "s", most=2.0))
+    _say("a router of two")
+    found += failover()
     with Bed({"public": d.PUBLIC, "guest": d.GUEST}, watch_seconds=600) as bed, _floor_machine() as floor:
         bed.guest("server", "guest", "02:01:00:00:00:00", [f"{SERVER}/10"], {"default": "10.64.0.1"})
         bed.guest("outside", "public", "02:00:00:00:0f:01", [f"{OUTSIDE}/24"], {})

@@ -108,7 +108,7 @@ RULES = (
         "a role touches no machine, but by a program of its own that the agent runs as a unit",
         inside=ROLES,
         never=(*PROCESSES, *SOCKETS, *REMOTE),
-        apart_from=("router.metadata_service", "router.peer"),
+        apart_from=("router.metadata_service", "router.peer", "router.peer_packets"),
     ),
     Rule(
         "the metadata service is run from a folder of its own, in which only these lie",
@@ -121,8 +121,13 @@ RULES = (
         inside=HOUSE,
         never=("router.metadata_service",),
     ),
-    Rule("peer.py is written into a machine and run there, never imported", inside=HOUSE, never=("router.peer",)),
-    Rule("peer.py stands alone in a machine", inside=("router.peer",), never=(*HOUSE, "pydantic", "netaddr")),
+    Rule(
+        "peer.py is run from a folder of its own, in which only these lie",
+        inside=("router.peer", "router.peer_files", "router.peer_packets"),
+        never=(*HOUSE, "netaddr", "pydantic"),
+        unless=("router.peer_files", "router.peer_packets"),
+    ),
+    Rule("peer.py is run, never imported", inside=HOUSE, never=("router.peer",)),
     Rule(
         "in the manager only hosts/, image/ and push.py reach outside the process",
         inside=("mgmt",),

@@ -252,7 +252,7 @@ class Pair:
 
     def kill_unit(self, member: str, unit: str, by: str = "KILL") -> None:
         """All processes of a unit of redundancy."""
-        command = {"keepalived": "^keepalived", "conntrackd": "^conntrackd", "peer": "peer.py"}[unit]
+        command = {"keepalived": "^keepalived", "conntrackd": "^conntrackd", "peer": "redundancy/peer"}[unit]
         self.driver.run(member, ("pkill", f"-{by}", "-f", command))
 
     def hinder(self, what: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from appliance.charon import CharonError
 from appliance.checkup import answers
 from appliance.document import validate
 from router.config import Config
@@ -246,6 +247,22 @@ def test_sites_by_certificates(router: RouterDaemon, there: Daemon) -> None:
         list(vici.terminate({"ike": "router", "force": "yes"}))
     there.load(text, **files | {"x509__far.pem": other.certificate, "private__far.pem": other.private_key})
     assert "AUTHENTICATION_FAILED" in there.begin("net")
+
+
+def test_what_charon_refuses_is_no_entry_and_disturbs_nobody(router: RouterDaemon, there: Daemon) -> None:
+    far(there)
+    router.make(made(site()))
+    until(lambda: bool(router.children()), 10)
+    before = router.sas()["site.paris"]["uniqueid"]
+    nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    key = Authority("x").sign("x.example.org").private_key
+    certified = {"secret": None, "certificate": nonsense, "private_key": key, "peer_ca": nonsense, "peer_id": "x"}
+    with pytest.raises(CharonError, match="invalid value for: certs"):
+        router.make(made(site(), site("b", peer=DEAD, peer_networks=["10.20.0.0/24"], **certified)))
+    assert router.drift() == ["remove key site.b of ipsec"]
+    router.heal()
+    assert router.drift() == []
+    assert router.sas()["site.paris"]["uniqueid"] == before
 
 
 # --- what stands there ------------------------------------------------------------------------------------------------

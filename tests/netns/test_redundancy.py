@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -297,6 +298,41 @@ def test_leases_follow(pair: Pair, guests: list[Guest]) -> None:
     assert (known.renew().address, stranger.renew().address) == ("10.1.1.50/24", given)
     pair.bring_back(primary)
     pair.settled(backup, primary)
+
+
+def asked(guest: Guest, request: str) -> str:
+    """What the password service answers."""
+    with guest.entered():
+        client = socket.create_connection((LAN, 8080), 5.0)
+    with client:
+        client.sendall(f"GET / HTTP/1.0\r\nDomU_Request: {request}\r\n\r\n".encode())
+        told = b"".join(iter(lambda: client.recv(4096), b""))
+    return told.partition(b"\r\n\r\n")[2].decode().strip()
+
+
+def test_an_acknowledged_password_follows(pair: Pair, guests: list[Guest]) -> None:
+    known = guests[0]
+    told = with_dhcp(pair)
+    told["networks"][0]["metadata"] = True
+    told["hosts"][0]["metadata"] = {"password": {"id": "p-1", "value": "fnord"}}
+    pair.push(told)
+    primary, backup = pair.one_of_two()
+    known.renew()
+    assert asked(known, "send_my_password") == "fnord"
+    assert asked(known, "saved_password") == "saved_password"
+    path = ("cat", "/var/lib/narthex/metadata/h")
+    until(lambda: "p-1" in pair.driver.run(backup, path, check=False).stdout, 5.0, pair.reports)
+    pair.kill_unit(primary, "keepalived", by="TERM")
+    pair.settled(backup, primary)
+    assert asked(known, "send_my_password") == "saved_password"
+    told["hosts"][0]["metadata"] = {"password": {"id": "p-2", "value": "other"}}
+    pair.push(told)
+    assert asked(known, "send_my_password") == "other"
+    assert asked(known, "saved_password") == "saved_password"
+    until(lambda: "p-2" in pair.driver.run(primary, path, check=False).stdout, 5.0, pair.reports)
+    pair.kill_unit(backup, "keepalived", by="TERM")
+    pair.settled(primary, backup)
+    assert asked(known, "send_my_password") == "saved_password"
 
 
 # --- how it is seen ---------------------------------------------------------------------------------------------------
