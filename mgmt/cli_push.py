@@ -11,6 +11,7 @@ from mgmt.cli_answer import EXIT_CODES, good
 from mgmt.cli_target import to_appliance
 from mgmt.draft import Draft, DraftError, read_draft
 from mgmt.terminal import (
+    BAD,
     CAREFUL,
     GOOD,
     NAME,
@@ -33,7 +34,7 @@ SHOWN_NAMES = 3
 # In the order of the transaction; "decode" holds the checks and the compilation.
 PHASES = (
     "decode", "checks", "compile", "plan", "check", "journal",
-    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "entry",
+    "sysctl", "link", "wireguard", "peer", "address", "route", "rule", "ruleset", "file", "unit", "pool", "entry",
     "advert", "flows", "verify", "keep",
 )  # fmt: skip
 
@@ -72,6 +73,7 @@ def plan(
     print_line(*_flows(told["flows"]))
     if told["confirm"]:
         print_line(("touches the manager's way in: a confirmation is demanded", CAREFUL))
+    _print_refused(told)
     if with_diff:
         print_diff(told["diff"])
     print_line(("plan ", QUIET), (told["plan"], QUIET))
@@ -160,8 +162,9 @@ def _finish_push(appliance: Appliance, answer: Answer, does_confirm: bool, as_js
     number = told["generation"]
     if told["result"] == "unchanged":
         print_line((f"generation {number} unchanged", GOOD), f": it is so already, {milliseconds(seconds * 1000)}")
-        return
+        return _print_refused(told)
     print_line((f"generation {number} applied", GOOD), f" in {milliseconds(seconds * 1000)}")
+    _print_refused(told)
     steps: list[Mapping[str, Any]] = []
     record = appliance.generations(number)
     if record.good:
@@ -172,6 +175,12 @@ def _finish_push(appliance: Appliance, answer: Answer, does_confirm: bool, as_js
     elif answer.status == 202:
         left = told["confirm"]["seconds"]
         print_line((f"waits {left:.0f} s for: narthex router confirm {number}", CAREFUL), "; then it is undone")
+
+
+def _print_refused(told: Mapping[str, Any]) -> None:
+    """What of the document is not in force, though all else is."""
+    for one in told.get("refused", ()):
+        print_line((f"refused, and as it was: {one['path']}", BAD), f": {one['message']}")
 
 
 def _print_steps(steps: list[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.bed import wait_for
 from tests.netns.calls import tcp
+from tests.netns.dual import L6, LAN6, NEAR6, V6, WEB6, WORLD6, DualStage, office6
 from tests.netns.machines import Machine
 from tests.netns.stage import (
     DB,
@@ -79,8 +80,8 @@ class Webs:
 
 
 @pytest.fixture(scope="module", name="stage")
-def stage_fixture() -> Iterator[Stage]:
-    with Stage(watch_seconds=1.0) as stage:
+def stage_fixture() -> Iterator[DualStage]:
+    with DualStage(watch_seconds=1.0) as stage:
         yield stage
 
 
@@ -636,6 +637,24 @@ def test_an_internal_balancer(stage: Stage, webs: Webs) -> None:
     with pytest.raises(ConnectionError):
         ask(stage.mail, at=(LAN, 5432))
     stage.silent(tcp(stage.db, LAN, 5432), tcp(stage.world, LAN, 5432), tcp(stage.near, LEFT, 5432))
+
+
+def test_in_ipv6(stage: Stage, webs: Webs) -> None:
+    """A public address of IPv6 before backends of both families; one comes while it runs; a source sticks."""
+    six, four = {"id": "web", "address": WEB6, "port": PORT}, backend("mail")
+    site = rule("site", six, address=L6, sources=[f"{NEAR6}/128", f"{WORLD6}/128"])
+    stage.push(*V6, office6(), site, allow("open", L6, "tcp", 80))
+    status, told, _ = ask(stage.near, at=(L6, 80))
+    assert (status, told["who"], told["headers"]["x-forwarded-for"], told["peer"]) == (200, "web", NEAR6, LAN6)
+    before = worker(stage)
+    stage.bed.patch(put({**site, "backends": [six, four]}))
+    assert set(who(stage.near, 20, at=(L6, 80))) == {"web", "mail"}
+    stage.bed.patch(put({**site, "backends": [{**six, "weight": 2}, four]}))
+    assert worker(stage) == before
+    stage.bed.patch(put({**site, "backends": [six, four], "stickiness": {"kind": "source"}}))
+    assert len(who(stage.near, 4, at=(L6, 80))) == 1
+    stage.push(*V6, office6(), rule("inside", six, address=LAN6))
+    assert who(stage.mail, 2, at=(LAN6, 80)) == {"web": 2}
 
 
 def test_the_page_of_figures(stage: Stage, webs: Webs) -> None:
