@@ -554,10 +554,11 @@ class Engine:
 
     def _take(self, step: Step) -> None:
         """One step. What counts traffic takes its counters along when it goes: they are read before."""
-        if step.kind == "meters" and not step.whole:
-            self._add_up(
-                {name: keys[0] for name, keys in step.elements.items() if name in self.current.state.meters.sets}
-            )
+        if step.kind == "meters" and isinstance(step.before, Ruleset) and not step.before.sets:
+            pass  # nothing is lost: there was no table
+        elif step.kind == "meters" and not step.whole:
+            sets = self.current.state.meters.sets
+            self._add_up({name: keys[0] for name, keys in step.elements.items() if name in sets})
         elif _takes_counters(step):
             self._add_up()
         self.host.commit(step)
