@@ -31,10 +31,10 @@ class Explained:
 
 def explain(state: State, facts: Facts, flows: Sequence[LiveFlow]) -> list[Explained]:
     """For each flow what allowed it."""
-    return _Explainer(state).all(flows)
+    return Explainer(state).all(flows)
 
 
-class _Explainer:
+class Explainer:
     """A State, ready to explain many flows: of those that it cannot tell apart (likeness.py), one is traced."""
 
     def __init__(self, state: State) -> None:
@@ -43,7 +43,7 @@ class _Explainer:
         self._uplinks = {int(mark, 0): link for link, mark in marks.elements.items()} if marks else {}
         self._came: dict[tuple[str, int], str] = {}
         self._like = Likeness(state)
-        self._outcomes: dict[tuple[str | int, ...], tuple[LiveFlow, Outcome] | str] = {}
+        self.outcomes: dict[tuple[str | int, ...], tuple[LiveFlow, Outcome] | str] = {}
 
     def all(self, flows: Sequence[LiveFlow]) -> list[Explained]:
         return [self._one(flow) for flow in flows]
@@ -55,10 +55,10 @@ class _Explainer:
             came_by, like.address(flow.source), like.address(flow.destination), is_v6(flow.source), flow.protocol,
             like.port(flow.source_port), like.port(flow.destination_port), flow.icmp_type, flow.icmp_code,
         )  # fmt: skip
-        known = self._outcomes.get(key)
+        known = self.outcomes.get(key)
         if known is None:
             traced = self._traced(came_by, flow)
-            known = self._outcomes[key] = traced if isinstance(traced, str) else (flow, traced)
+            known = self.outcomes[key] = traced if isinstance(traced, str) else (flow, traced)
         if isinstance(known, str):
             return Explained(came_by, (), known, False)
         outcome = _as_for(flow, *known)
