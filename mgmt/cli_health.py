@@ -69,32 +69,32 @@ _COUNT = click.option("--count", type=click.IntRange(1, 10), default=3, show_def
 
 
 @diagnose.command(epilog=EXIT_CODES)
-@click.argument("address")
+@click.argument("whom", metavar="ADDRESS")
 @click.option("--source", help="An address of the router's own to ask from.")
 @_COUNT
 @to_appliance
-def ping(appliance: Appliance, address: str, source: str | None, count: int, as_json: bool) -> None:
+def ping(appliance: Appliance, whom: str, source: str | None, count: int, as_json: bool) -> None:
     """Does ADDRESS answer, of either family?"""
-    _ask(appliance, {"kind": "ping", "address": address, "source": source, "count": count}, as_json)
+    _ask(appliance, {"kind": "ping", "address": whom, "source": source, "count": count}, as_json)
 
 
 @diagnose.command(epilog=EXIT_CODES)
-@click.argument("address")
+@click.argument("whom", metavar="ADDRESS")
 @click.option("--hops", type=click.IntRange(1, 30), default=20, show_default=True)
 @to_appliance
-def traceroute(appliance: Appliance, address: str, hops: int, as_json: bool) -> None:
+def traceroute(appliance: Appliance, whom: str, hops: int, as_json: bool) -> None:
     """By which routers does a packet get to ADDRESS, of either family?"""
-    _ask(appliance, {"kind": "traceroute", "address": address, "hops": hops}, as_json)
+    _ask(appliance, {"kind": "traceroute", "address": whom, "hops": hops}, as_json)
 
 
 @diagnose.command(epilog=EXIT_CODES)
-@click.argument("address")
+@click.argument("whom", metavar="ADDRESS")
 @click.option("--on", "link", required=True, metavar="INTERFACE", help="An id of the document, or eth1.")
 @_COUNT
 @to_appliance
-def arping(appliance: Appliance, address: str, link: str, count: int, as_json: bool) -> None:
+def arping(appliance: Appliance, whom: str, link: str, count: int, as_json: bool) -> None:
     """Who has ADDRESS on an interface?"""
-    _ask(appliance, {"kind": "arping", "address": address, "link": link, "count": count}, as_json)
+    _ask(appliance, {"kind": "arping", "address": whom, "link": link, "count": count}, as_json)
 
 
 @diagnose.command(epilog=EXIT_CODES)
