@@ -681,9 +681,16 @@ def test_a_dead_haproxy_is_started_anew(stage: Stage, webs: Webs) -> None:
     stage.push(rule("site", backend("web")), *OPEN)
     stage.bed.patch(put(rule("site", backend("web"), backend("mail", weight=2))))
     stage.run("pkill -KILL -x haproxy")
-    wait_for(lambda: len(worker(stage).split()) == 2, 10)
+
+    def answers() -> bool:
+        try:
+            return ask(stage.world)[0] == 200
+        except ConnectionError:
+            return False
+
+    wait_for(answers, 15)
+    assert set(who(stage.world, 24)) == {"web", "mail"}
     wait_for(lambda: stage.bed.appliance.state().body["converged"], 10)
-    assert set(who(stage.world, 9)) == {"web", "mail"}
 
 
 def test_what_another_hand_changed_is_put_right(stage: Stage, webs: Webs) -> None:
