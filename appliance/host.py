@@ -441,10 +441,12 @@ class LinuxHost:
         still_up = tuple(link for link in self.netlink.observe_links(others.values()) if link.up or link.kind)
         return self.netlink.observe_links(wished.links) + still_up
 
-    def _wireguards(self, wished: State, left: Iterable[Link]) -> tuple[tuple[Wireguard, ...], tuple[Peer, ...]]:
-        """The links of WireGuard as they are, and their peers."""
+    def _wireguards(
+        self, wished: State, left: Iterable[Link], touched: frozenset[tuple[str, str]] | None = None
+    ) -> tuple[tuple[Wireguard, ...], tuple[Peer, ...]]:
+        """The links of WireGuard as they are, and their peers: all, or those that were `touched`."""
         names = dict.fromkeys(link.name for link in (*wished.links, *left) if link.kind == "wireguard")
-        return self.wireguard.observe(tuple(names), wished, self.now()) if names else ((), ())
+        return self.wireguard.observe(tuple(names), wished, self.now(), touched) if names else ((), ())
 
     @property
     def wireguard(self) -> WireguardLinks:
@@ -550,7 +552,8 @@ class LinuxHost:
             if "link" in kinds:
                 seen = replace(seen, links=self._links(wished, left))
             if kinds & {"link", "wireguard", "peer"}:
-                wireguards, peers = self._wireguards(wished, left)
+                whole = bool(kinds & {"link", "wireguard"})
+                wireguards, peers = self._wireguards(wished, left, None if whole else _peers_of(steps))
                 seen = replace(seen, wireguards=wireguards, peers=peers)
             if kinds & {"link", "address"}:
                 seen = replace(seen, addresses=self.netlink.observe_addresses(names, wished.addresses))
@@ -689,6 +692,12 @@ class LinuxHost:
     def probe(self, state: State) -> str:
         results = probe.probe_gateways(state.probes, 2.0) if state.probes else []
         return "; ".join(map(str, results)) or "no gateway to ask"
+
+
+def _peers_of(steps: Iterable[Step]) -> frozenset[tuple[str, str]]:
+    """The peers that steps touched, by link and public key."""
+    parts = (part for step in steps for part in (step.before, step.after))
+    return frozenset((part.link, part.public_key) for part in parts if isinstance(part, Peer))
 
 
 def _need_room(steps: Sequence[Step]) -> None:

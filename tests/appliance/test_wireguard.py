@@ -108,6 +108,22 @@ def test_a_peer_that_has_moved_is_no_difference_while_it_is_there() -> None:
     assert observed([moved(roaming, "198.51.100.9:7", NOW - 9999)], State(peers=(roaming,)))[1] == (roaming,)
 
 
+def test_only_the_peers_that_were_touched_are_looked_at() -> None:
+    """The others are as wished, whatever they are; one that is gone or changed is seen among the touched."""
+    others = tuple(Peer("wg-road", key, (f"10.99.0.{n}/32",), owner=str(n)) for n, key in enumerate(KEYS[3:6], 3))
+    wished = State(peers=(PEER, *others))
+    mirror = Mirror()
+    changed = Peer(others[0].link, others[0].public_key, ("10.99.0.99/32",))
+    mirror.answers = sent(PEER, changed, others[2])
+
+    def seen(*keys: str) -> set[Peer]:
+        return set(mirror.observe(("wg-road",), wished, NOW, frozenset(("wg-road", key) for key in keys))[1])
+
+    assert seen(PEER.public_key) == {PEER, *others}
+    assert seen(others[0].public_key) == {PEER, changed, *others[1:]}
+    assert seen(others[1].public_key) == {PEER, others[0], others[2]}
+
+
 def test_counters() -> None:
     mirror = Mirror()
     mirror.answers = [moved(PEER, "198.51.100.9:7", NOW)]
