@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.bed import wait_for
 from tests.netns.calls import tcp, udp
 from tests.netns.stage import (
     DB,
@@ -169,6 +170,7 @@ def test_ipv6(stage: Stage) -> None:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with sock:
         sock.sendto(b"?", (db6, 7001))
+        wait_for(lambda: bool(told(stage, guest=db6, protocol="udp")), 5.0, "it was not tracked")
         found = one(stage, guest=db6, protocol="udp")
     assert (found["source"], found["came_by"], found["left_over"]) == (web6, "lan", False)
     assert found["allowed_by"]
