@@ -74,6 +74,7 @@ class Maker:
             "object": self._object,
             "array": self._array,
             "integer": self._integer,
+            "number": lambda n: chance.uniform(n.get("minimum", 0), n.get("maximum", 2**31)),
             "boolean": lambda n: chance.random() < 0.5,
             "string": lambda n: chance.choice(SAMPLES),
             "null": lambda n: None,
