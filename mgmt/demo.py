@@ -5,19 +5,25 @@ Ends in 0 where everything was so, in 1 where something was not; and takes every
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from types import FrameType
 
-import click
-from rich.console import Console
-from rich.text import Text
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+if __name__ == "__main__":  # the other imports take a part of a second, and nothing is there yet to be taken down
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(130))
 
-from mgmt.demo_stage import CELL, Stage, Where, sweep_stages
-from mgmt.demo_story import Step, Story
-from mgmt.terminal import BAD, GOOD, NAME, QUIET, console, milliseconds, print_json
+import click  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.text import Text  # noqa: E402
+
+from mgmt.demo_stage import CELL, Stage, Where, sweep_stages  # noqa: E402
+from mgmt.demo_story import Step, Story  # noqa: E402
+from mgmt.terminal import BAD, GOOD, NAME, QUIET, console, milliseconds, print_json  # noqa: E402
 
 INTENT = """\
 A router in a cell, five guests and an outside host, each in namespaces of this machine: real
@@ -118,7 +124,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--keep", is_flag=True, help="Let it all stand until Ctrl-C, to look around.")
 def demo(as_json: bool, keep: bool) -> None:
     """A router, its guests and real packets, in half a minute. Ends in 0 where everything was so."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     teller = Teller(silent=as_json)
     teller.say(INTENT)

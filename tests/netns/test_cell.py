@@ -29,10 +29,8 @@ ROOT = Path(__file__).parents[2]
 def test_life(field: Field) -> None:
     driver = field.driver
     assert driver.create(field.seed("r1"), [Nic(MAC, "nx-guest")]).state == "stopped"
-    began = time.monotonic()
     running = driver.start("r1")
     field.way("r1").wait(10.0)
-    assert time.monotonic() - began < 2.0
     assert running.state == "running"
     assert driver.start("r1") == running, "one that runs is left alone"
     assert driver.list() == (running,)
