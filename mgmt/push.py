@@ -25,7 +25,6 @@ from fabric import Config, Connection  # type: ignore[import-untyped]
 
 PORT = 3922
 CONNECT_SECONDS = 5.0
-GREETING_SECONDS = 20.0  # of sshd: an emulated machine that is busy takes its time
 HANDSHAKE_SECONDS = 30.0  # of ssh, once it has greeted: an appliance that boots is busy
 ANSWER_SECONDS = 120.0
 
@@ -79,7 +78,7 @@ class ApplianceConnection(Connection):  # type: ignore[misc]
             config=config,
             connect_timeout=HANDSHAKE_SECONDS,
             connect_kwargs={
-                "pkey": key, "look_for_keys": False, "allow_agent": False, "banner_timeout": GREETING_SECONDS,
+                "pkey": key, "look_for_keys": False, "allow_agent": False, "banner_timeout": CONNECT_SECONDS,
                 "auth_timeout": HANDSHAKE_SECONDS,
             },
         )  # fmt: skip
