@@ -99,8 +99,10 @@ class Shapers:
             self._do("make", after.link, [(_NEWQDISC, body)], wire.CREATE | wire.REPLACE)
         gone, come = changes(before, after)
         self._do("remove classes", after.link, [(_DELTCLASS, _message(index, n)) for n in gone], met=(ENOENT,))
-        requests = [r for n in come for r in self._requests(index, n, after.classes[n])]
-        self._do("set classes", after.link, requests, wire.CREATE | wire.REPLACE)
+        kept = (before.classes.keys() if before else set()) - set(gone)
+        for some in ([n for n in come if n < LEAF], [n for n in come if n >= LEAF]):  # whole first, then their parts
+            requests = [r for n in some for r in self._requests(index, n, after.classes[n], n not in kept)]
+            self._do("set classes", after.link, requests, wire.CREATE | wire.REPLACE)
 
     def remove(self, link: str) -> None:
         """Whatever the kernel gives a link that nobody shapes. No link, no tree: it is so already."""
@@ -112,23 +114,19 @@ class Shapers:
 
     # --- inside
 
-    def _requests(self, index: int, number: int, wished: Class) -> Iterator[wire.Message]:
+    def _requests(self, index: int, number: int, wished: Class, is_new: bool = True) -> Iterator[wire.Message]:
+        """The class, and with a new leaf its queue: fq_codel refuses to be told its number of flows again."""
         parms = wire.attribute(_HTB_PARMS, class_parameters(wished))
-        body = _message(index, number, HANDLE << 16 | wished.parent) + _HTB + wire.nest(_OPTIONS, parms)
-        yield _NEWTCLASS, body
-        if number >= LEAF:
-            yield (
-                _NEWQDISC,
-                _queue_message(index, number) + (_FQ if self._has_fq(index, number, body) else _fifo(wished)),
-            )
-
-    def _has_fq(self, index: int, number: int, body: bytes) -> bool:
-        """Does the kernel have fq_codel? Found out at the first leaf that is made."""
-        if self._fair is None:
-            flags = wire.CREATE | wire.REPLACE
-            made, queue = (_NEWTCLASS, body), (_NEWQDISC, _queue_message(index, number) + _FQ)
-            self._fair = self._channel.tell([made, queue], flags) == [0, 0]
-        return self._fair
+        made = _NEWTCLASS, _message(index, number, HANDLE << 16 | wished.parent) + _HTB + wire.nest(_OPTIONS, parms)
+        yield made
+        if number < LEAF or not is_new:
+            return
+        fair = _NEWQDISC, _queue_message(index, number) + _FQ
+        if self._fair is None:  # found out by the first leaf of all
+            self._fair = self._channel.tell([made, fair], wire.CREATE | wire.REPLACE) == [0, 0]
+            if self._fair:
+                return
+        yield fair if self._fair else (_NEWQDISC, _queue_message(index, number) + _fifo(wished))
 
     def _remove(self, index: int) -> None:
         body = _TCMSG.pack(0, index, HANDLE << 16, _ROOT, 0)
@@ -180,7 +178,7 @@ def changes(before: Shaper | None, after: Shaper) -> tuple[list[int], list[int]]
     if old is after.classes:
         return [], []
     changed = differing(old, after.classes)
-    moved = {n for n in changed if n in old and ((now := after.classes.get(n)) is None or now.parent != old[n].parent)}
+    moved = {n for n in changed if n in old and _is_other(old[n], after.classes.get(n))}
     while more := _parts(old, moved):
         moved |= more
     come = {n for n in (*changed, *moved) if n in after.classes}
@@ -188,6 +186,11 @@ def changes(before: Shaper | None, after: Shaper) -> tuple[list[int], list[int]]
         sorted(moved, key=lambda n: _depth(old, n), reverse=True),
         sorted(come, key=lambda n: _depth(after.classes, n)),
     )
+
+
+def _is_other(was: Class, now: Class | None) -> bool:
+    """Can it not be changed: is it gone, elsewhere, or nothing that we know (`_strange`: its queue may be another)?"""
+    return now is None or now.parent != was.parent or was.burst < 0
 
 
 def _parts(classes: Mapping[int, Class], moved: set[int]) -> set[int]:
