@@ -39,6 +39,8 @@ IKE, NATT, ESP = "500", "4500", "50"
 DOMAIN = "25"  # INTERNAL_DNS_DOMAIN (RFC 8598)
 DPD_USER_S = 60
 END = "-----END CERTIFICATE-----"
+# A charon that was killed leaves its keys and policies in the kernel, and the next one does not know them.
+_FLUSH = "ip xfrm policy flush; ip xfrm state flush;"
 
 
 def compile_ipsec(config: Config, facts: Facts) -> State:
@@ -56,7 +58,7 @@ def compile_ipsec(config: Config, facts: Facts) -> State:
         units=(
             Unit(
                 UNIT,
-                ("env", f"STRONGSWAN_CONF={conf}", "charon-systemd"),
+                ("sh", "-c", f"{_FLUSH} STRONGSWAN_CONF={conf} exec charon-systemd"),
                 restart_on=(conf,),
                 directories=((folder, 0o700, "root"),),
                 # NET_ADMIN: the kernel's policies and keys (XFRM). NET_BIND_SERVICE: port 500. What else it has it lays
