@@ -19,7 +19,7 @@ import pytest
 from tests.bed import wait_for
 from tests.certificates import Authority
 from tests.netns.calls import echo, tcp, udp
-from tests.netns.ike import Daemon
+from tests.netns.ike import PLUGINS, Daemon
 from tests.netns.stage import DB, LEFT, NEAR, WEB, Json, Stage, office, put, remove, span
 from tests.netns.test_ipsec import CLIENT, FAR
 
@@ -166,7 +166,9 @@ class Far:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.write("strongswan.conf", "charon { plugins { vici { socket = unix:///root/far/vici } } }")
+        plugins = PLUGINS.replace("kernel-libipsec ", "")
+        vici = "plugins { vici { socket = unix:///root/far/vici } }"
+        self.write("strongswan.conf", f"charon {{\n load = {plugins}\n {vici}\n}}\n")
         self.shell(_NAMESPACE)
 
     def shell(self, text: str) -> str:
