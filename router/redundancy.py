@@ -320,7 +320,14 @@ def redundancy_units(facts: Facts, given: str = "") -> tuple[Unit, ...]:
             ),
             reload="HUP",
             reload_on=(KEEPALIVED,),
-            check=("keepalived", "--config-test", "--vrrp", f"--use-file={{{KEEPALIVED}}}"),
+            # The folder of a tracked file must be there, or keepalived 2.3 refuses what names it.
+            check=(
+                "/bin/sh",
+                "-c",
+                f'mkdir -p -m 700 {run} && exec keepalived --config-test --vrrp --use-file="$1"',
+                "sh",
+                f"{{{KEEPALIVED}}}",
+            ),
             checks=(KEEPALIVED,),
             directories=folders,
             sandbox=Sandbox(("NET_ADMIN", "NET_RAW"), ("INET", "INET6", "NETLINK", "PACKET"), (run,)),
