@@ -124,16 +124,22 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 @click.option("--keep", is_flag=True, help="Let it all stand until Ctrl-C, to look around.")
 def demo(as_json: bool, keep: bool) -> None:
     """A router, its guests and real packets, in half a minute. Ends in 0 where everything was so."""
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
     teller = Teller(silent=as_json)
-    teller.say(INTENT)
-    started = time.monotonic()
     try:
-        outcomes = run_demo(teller, keep)
+        for number in SIGNALS:
+            signal.signal(number, _interrupt)
+        ok = show(teller, as_json, keep)
     except KeyboardInterrupt:
         teller.say("interrupted")
         sys.exit(130)
+    sys.exit(0 if ok else 1)
+
+
+def show(teller: Teller, as_json: bool, keep: bool) -> bool:
+    """Run the demo and tell what came of it; was everything so?"""
+    teller.say(INTENT)
+    started = time.monotonic()
+    outcomes = run_demo(teller, keep)
     seconds, ok = time.monotonic() - started, all(outcome.ok for outcome in outcomes)
     if as_json:
         print_json({"ok": ok, "seconds": round(seconds, 2), "steps": [asdict(outcome) for outcome in outcomes]})
@@ -141,7 +147,7 @@ def demo(as_json: bool, keep: bool) -> None:
         teller.say()
         words = ("Everything was so", GOOD) if ok else ("Not everything was so", BAD)
         teller.say(words, f", in {seconds:.1f} s. To look around in it: ./narthex demo --keep")
-    sys.exit(0 if ok else 1)
+    return ok
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from mgmt.demo_stage import BRIDGES, EXAMPLE, ROUTER, TIERS, WHOLE
 from mgmt.hosts.namespace import link_name
+from tests.bed import wait_for
 from tests.trials import trials
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,13 @@ def _children() -> Iterator[str]:
             yield text
 
 
+def minds(pid: int, number: int) -> bool:
+    """Has the process said what it does at this signal? Until then the kernel, or Python, does it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def test_every_step_is_so_and_nothing_is_left() -> None:
     rules = host_rules()
     running = start("--json")
@@ -116,7 +125,8 @@ def test_interrupted_at_any_moment_nothing_is_left() -> None:
     chance = random.Random(7)
     for _ in range(trials(FULL_CUTS)):
         running = start()
-        time.sleep(chance.uniform(0.3, 6.0))
+        wait_for(partial(minds, running.pid, signal.SIGTERM), 30)
+        time.sleep(chance.uniform(0.0, 6.0))
         running.send_signal(chance.choice([signal.SIGINT, signal.SIGTERM]))
         out, err = running.communicate(timeout=60)
         assert running.returncode in (130, 0), out + err
