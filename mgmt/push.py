@@ -11,6 +11,7 @@ import base64
 import http.client
 import io
 import json
+import logging
 import socket
 import threading
 import time
@@ -32,6 +33,10 @@ ANSWER_SECONDS = 120.0
 # Nothing came that could be read; and of that: not even the first byte.
 _NO_ANSWER = (http.client.HTTPException, OSError, EOFError, ValueError)
 _NOT_A_BYTE = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError, EOFError)
+
+
+# paramiko's thread writes a traceback to stderr when a connection ends before its greeting; PushError says it in words.
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class PushError(Exception):
